@@ -1,0 +1,400 @@
+"""What a frame is in each Codec 2 mode: the one table that every other file asks.
+
+In: the packets of a mode, as Codec 2 stores them. Out: frames, arrays (T, F) of levels. In between:
+
+1. `MODES` says for each mode its fields in stream order, their bits and kinds, and how the bits are coded.
+2. `unpack_packets` and `pack_packets` go between packets and frames, whole recordings at once.
+3. `check_levels` is the door: nothing illegal is packed or trained on.
+4. `pitch_hz`, `energy_db` and `lsp_hz` turn levels into physical units, where a mode has them.
+
+Source: Codec 2's src/codec2.c, src/quantise.c and src/newamp1.c; its names are kept (Wo, E, lsp, WoE, vq).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+SAMPLE_RATE_HZ = 8000
+MIN_PITCH_HZ = 50.0
+MAX_PITCH_HZ = 400.0
+
+GROUPS = ("voicing", "pitch", "energy", "lsp")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One of a frame's integers.
+
+    Attributes:
+        name: Codec 2's name for it, with a number or sub-frame letter where there are several.
+        bits: its width; its levels are 0 to 2**bits - 1.
+        group: "voicing", "pitch", "energy" or "lsp"; a joint pitch and energy label counts as "pitch", and every
+            label of the spectrum as "lsp".
+        kind: "binary"; "ordered", a quantity whose levels have distances; or "label", an index into a codebook.
+        sub_frame: which 10 ms of the frame it describes, counted from 0.
+    """
+
+    name: str
+    bits: int
+    group: str
+    kind: str
+    sub_frame: int
+
+    @property
+    def levels(self) -> int:
+        """How many levels the field has."""
+        return 1 << self.bits
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One Codec 2 mode: its fields in stream order and how they are stored.
+
+    Attributes:
+        name: what Codec 2 calls it, also its bit rate: "1300", "700C".
+        header_id: the mode's number in the header of a .c2 file.
+        frame_ms: length of a frame in milliseconds.
+        is_gray: whether fields wider than a bit are Gray coded in a packet.
+        fields: in stream order, spare bits left out.
+        spare_bits: zeros behind the last field that count as bits of the frame.
+        warmup_frames: how many frames a fresh encoder needs before its frames are those of one that has run on.
+        is_encoding_local: whether, after these, they are exactly the same; where it is False (predictive modes) a
+            recording encoded in pieces differs a little from one encoded whole.
+    """
+
+    name: str
+    header_id: int
+    frame_ms: int
+    is_gray: bool
+    fields: tuple[Field, ...]
+    spare_bits: int = 0
+    warmup_frames: int = 8
+    is_encoding_local: bool = True
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """Levels of each field, int64 (F,)."""
+        return np.array([field.levels for field in self.fields])
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """The smallest unsigned type that holds every level: uint8, or uint16 for modes with 9-bit labels."""
+        return np.dtype(np.uint8 if self.levels.max() <= 256 else np.uint16)
+
+    @property
+    def num_fields(self) -> int:
+        """How many integers a frame has."""
+        return len(self.fields)
+
+    @property
+    def bits(self) -> int:
+        """Bits a frame, spare ones included."""
+        return sum(field.bits for field in self.fields) + self.spare_bits
+
+    @property
+    def packet_bytes(self) -> int:
+        """Bytes a frame takes in a .c2 file."""
+        return (self.bits + 7) // 8
+
+    @property
+    def frames_per_second(self) -> int:
+        """Frames in a second of speech: 25 or 50."""
+        return 1000 // self.frame_ms
+
+    @property
+    def pcm_per_frame(self) -> int:
+        """Values of 8 kHz pcm that one frame encodes: 160 or 320."""
+        return SAMPLE_RATE_HZ * self.frame_ms // 1000
+
+    def group_indices(self, group: str) -> list[int]:
+        """Return the columns of a group's fields in stream order; empty where the mode has none."""
+        return [f for f, field in enumerate(self.fields) if field.group == group]
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that this mode has fields of, in the order of `GROUPS`."""
+        return [group for group in GROUPS if self.group_indices(group)]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether some field is a codebook index, so that no distance over whole frames means anything."""
+        return any(field.kind == "label" for field in self.fields)
+
+
+def _voicing(*sub_frames: int) -> tuple[Field, ...]:
+    return tuple(Field(f"v{s}", 1, "voicing", "binary", s) for s in sub_frames)
+
+
+def _scalars(suffix: str, sub_frame: int) -> tuple[Field, ...]:
+    return (
+        Field(f"Wo{suffix}", 7, "pitch", "ordered", sub_frame),
+        Field(f"E{suffix}", 5, "energy", "ordered", sub_frame),
+    )
+
+
+def _lsps(sub_frame: int) -> tuple[Field, ...]:
+    widths = (4, 4, 4, 4, 4, 4, 4, 3, 3, 2)
+    return tuple(Field(f"lsp{i}", bits, "lsp", "ordered", sub_frame) for i, bits in enumerate(widths))
+
+
+def _labels(names: tuple[str, ...], bits: int, group: str, sub_frame: int) -> tuple[Field, ...]:
+    return tuple(Field(name, bits, group, "label", sub_frame) for name in names)
+
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode(
+            "3200",
+            header_id=0,
+            frame_ms=20,
+            is_gray=True,
+            fields=(
+                *_voicing(0, 1),
+                *_scalars("", 1),
+                *(Field(f"lspd{i}", 5, "lsp", "ordered", 1) for i in range(10)),
+            ),
+        ),
+        Mode(
+            "2400",
+            header_id=1,
+            frame_ms=20,
+            is_gray=True,
+            fields=(*_voicing(0, 1), *_labels(("WoE",), 8, "pitch", 1), *_lsps(1)),
+            spare_bits=2,
+            warmup_frames=2000,
+            is_encoding_local=False,
+        ),
+        Mode(
+            "1600",
+            header_id=2,
+            frame_ms=40,
+            is_gray=True,
+            fields=(*_voicing(0, 1), *_scalars("_a", 1), *_voicing(2, 3), *_scalars("_b", 3), *_lsps(3)),
+        ),
+        Mode(
+            "1400",
+            header_id=3,
+            frame_ms=40,
+            is_gray=True,
+            fields=(
+                *_voicing(0, 1),
+                *_labels(("WoE_a",), 8, "pitch", 1),
+                *_voicing(2, 3),
+                *_labels(("WoE_b",), 8, "pitch", 3),
+                *_lsps(3),
+            ),
+            warmup_frames=2000,
+            is_encoding_local=False,
+        ),
+        Mode(
+            "1300",
+            header_id=4,
+            frame_ms=40,
+            is_gray=True,
+            fields=(*_voicing(0, 1, 2, 3), *_scalars("", 3), *_lsps(3)),
+        ),
+        Mode(
+            "1200",
+            header_id=5,
+            frame_ms=40,
+            is_gray=True,
+            fields=(
+                *_voicing(0, 1),
+                *_labels(("WoE_a",), 8, "pitch", 1),
+                *_voicing(2, 3),
+                *_labels(("WoE_b",), 8, "pitch", 3),
+                *_labels(("vq0", "vq1", "vq2"), 9, "lsp", 3),
+            ),
+            spare_bits=1,
+            warmup_frames=2000,
+            is_encoding_local=False,
+        ),
+        Mode(
+            "700C",
+            header_id=8,
+            frame_ms=40,
+            is_gray=False,
+            fields=(
+                *_labels(("vq0", "vq1"), 9, "lsp", 3),
+                Field("energy", 4, "energy", "ordered", 3),
+                # Level 0 says "unvoiced"; 1 to 63 are ordered.
+                Field("Wo", 6, "pitch", "ordered", 3),
+            ),
+        ),
+    )
+}
+
+
+def get_mode(name: str | int) -> Mode:
+    """Return the mode of that name.
+
+    Args:
+        name: one of `MODES`; numbers are taken too (YAML reads 1300 as one), and 700 for 700C.
+
+    Raises:
+        ValueError: Codec 2 has no such mode.
+    """
+    key = "700C" if str(name).upper() in ("700", "700C") else str(name)
+    if key not in MODES:
+        raise ValueError(f"mode {name!r} is not one of Codec 2's: {', '.join(MODES)}.")
+    return MODES[key]
+
+
+def check_levels(frames: np.ndarray, mode: Mode, where: str) -> None:
+    """Raise if frames hold anything that `mode` has no level for: the door check.
+
+    Args:
+        frames: integers (T, F).
+        mode: the mode they should be of.
+        where: what to call their origin in the message, a path or "generated frames".
+
+    Raises:
+        ValueError: wrong shape or type, or an illegal level, named with its frame and field.
+    """
+    if frames.ndim != 2 or frames.shape[1] != mode.num_fields:
+        raise ValueError(
+            f"{where}: frames have shape {frames.shape}, but mode {mode.name} has {mode.num_fields} fields a frame, "
+            f"so (frames, {mode.num_fields}) was expected. Was it made with another mode?"
+        )
+    if not np.issubdtype(frames.dtype, np.integer):
+        raise ValueError(f"{where}: frames are {frames.dtype}, but levels are integers.")
+    # Columns first: a whole hour is legal nearly always, and a maximum is far cheaper than a comparison of it all.
+    if len(frames) == 0 or ((frames.max(axis=0) < mode.levels).all() and frames.min() >= 0):
+        return
+    t, f = np.argwhere((frames < 0) | (frames >= mode.levels))[0]
+    field = mode.fields[f]
+    raise ValueError(
+        f"{where}: frame {t} has {field.name}={frames[t, f]}, but in mode {mode.name} {field.name} has "
+        f"{field.levels} levels (0 to {field.levels - 1}). Was it made with another mode, or damaged?"
+    )
+
+
+def unpack_packets(packets: bytes, mode: Mode) -> np.ndarray:
+    """Return the frames held in Codec 2 packets.
+
+    Args:
+        packets: whole packets of `mode`, one after another.
+
+    Returns:
+        uint8 or uint16 array (T, F); column f counts from 0 to levels[f] - 1 in natural binary, one row a frame.
+
+    Raises:
+        ValueError: the length is not a whole number of packets.
+
+    Source: bit order of `codec2_encode_1300` and its kin in Codec 2's src/codec2.c: most significant bit first;
+    fields are Gray coded but in 700C.
+    """
+    if len(packets) % mode.packet_bytes:
+        raise ValueError(
+            f"{len(packets)} bytes are not a whole number of packets: mode {mode.name} has {mode.packet_bytes} a frame."
+        )
+    packets_TP = np.frombuffer(packets, np.uint8).reshape(-1, mode.packet_bytes)
+    bits_TN = np.unpackbits(packets_TP, axis=1)
+    frames = np.empty((len(packets_TP), mode.num_fields), mode.dtype)
+    start = 0
+    for f, field in enumerate(mode.fields):
+        level = np.zeros(len(packets_TP), mode.dtype)
+        bit = np.zeros(len(packets_TP), mode.dtype)
+        for n in range(start, start + field.bits):
+            # A Gray coded bit says whether the natural bit changes from the one above it.
+            bit = bit ^ bits_TN[:, n] if mode.is_gray else bits_TN[:, n]
+            level = (level << 1) | bit
+        frames[:, f] = level
+        start += field.bits
+    return frames
+
+
+def pack_packets(frames: np.ndarray, mode: Mode) -> bytes:
+    """Return the Codec 2 packets of frames: the inverse of `unpack_packets`, spare and pad bits zero.
+
+    Raises:
+        ValueError: a level that the mode does not have.
+    """
+    check_levels(frames, mode, "frames to pack")
+    bits_TN = np.zeros((len(frames), 8 * mode.packet_bytes), np.uint8)
+    start = 0
+    for f, field in enumerate(mode.fields):
+        level = frames[:, f]
+        if mode.is_gray:
+            level = level ^ (level >> 1)
+        for n in range(field.bits):
+            bits_TN[:, start + n] = (level >> (field.bits - 1 - n)) & 1
+        start += field.bits
+    return np.packbits(bits_TN, axis=1).tobytes()
+
+
+def _column(frames: np.ndarray, mode: Mode, name: str) -> np.ndarray:
+    return frames[:, [field.name for field in mode.fields].index(name)].astype(np.float64)
+
+
+def is_voiced(frames: np.ndarray, mode: Mode) -> np.ndarray:
+    """Return whether the sub-frame that the frame's last pitch value belongs to is voiced, bool (T,)."""
+    if mode.name == "700C":
+        return _column(frames, mode, "Wo") > 0
+    return frames[:, mode.group_indices("voicing")[-1]] == 1
+
+
+def pitch_hz(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
+    """Return the fundamental of each frame's last sub-frame in Hz, float64 (T,), NaN where it is unvoiced.
+
+    None in the modes with a joint pitch and energy label (2400, 1400, 1200): their codebook is not in the API.
+    """
+    if mode.name == "700C":
+        hz = MIN_PITCH_HZ * (MAX_PITCH_HZ / MIN_PITCH_HZ) ** (_column(frames, mode, "Wo") / 64)
+    elif any(field.group == "pitch" and field.kind == "label" for field in mode.fields):
+        return None
+    else:
+        name = mode.fields[mode.group_indices("pitch")[-1]].name
+        hz = MIN_PITCH_HZ + _column(frames, mode, name) * (MAX_PITCH_HZ - MIN_PITCH_HZ) / 128
+    return np.where(is_voiced(frames, mode), hz, np.nan)
+
+
+def energy_db(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
+    """Return the energy of each frame's last sub-frame in dB, float64 (T,); None where a label holds it.
+
+    It is the energy of the LPC residual (700C: the mean of the log spectrum), not the loudness.
+    """
+    columns = mode.group_indices("energy")
+    if not columns:
+        return None
+    level = frames[:, columns[-1]].astype(np.float64)
+    return 10 + 2.5 * level if mode.name == "700C" else -10 + level * 50 / 32
+
+
+# First value and step in Hz of each scalar LSP. Source: Codec 2's src/codebook/lsp1.txt to lsp10.txt.
+_LSP_FIRST_HZ = np.array([225, 325, 500, 700, 950, 1100, 1500, 2300, 2500, 2900])
+_LSP_STEP_HZ = np.array([25, 25, 50, 100, 100, 100, 100, 100, 100, 200])
+# LSP differences of mode 3200: dlsp4 to dlsp6 leave the even steps of 25 Hz after 200 Hz.
+_FINE_DIFFERENCE_HZ = np.arange(1, 33) * 25
+_COARSE_DIFFERENCE_HZ = np.concatenate([np.arange(1, 9) * 25, 250 + np.arange(24) * 50])
+
+
+def lsp_hz(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
+    """Return the ten line spectral pairs of each frame in Hz, float64 (T, 10); None where labels hold them.
+
+    They are as decoded from their levels, before the decoder repairs their order.
+    """
+    columns = mode.group_indices("lsp")
+    if any(mode.fields[f].kind == "label" for f in columns):
+        return None
+    levels_TF = frames[:, columns]
+    if mode.name == "3200":
+        tables = [_COARSE_DIFFERENCE_HZ if 3 <= i <= 5 else _FINE_DIFFERENCE_HZ for i in range(10)]
+        return np.cumsum([table[levels_TF[:, i]] for i, table in enumerate(tables)], axis=0).T.astype(np.float64)
+    return _LSP_FIRST_HZ + levels_TF * _LSP_STEP_HZ.astype(np.float64)
+
+
+def has_disordered_lsps(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
+    """Return whether a frame's LSPs decode out of order, so that the decoder must repair them, bool (T,).
+
+    Rare in speech (0.03 % of a long narration at 1300), so a sign of quality in frames that were drawn. None in the
+    modes whose labels hold the LSPs, and in 3200, whose differences can't be out of order.
+
+    Source: `check_lsp_order` in Codec 2's src/quantise.c.
+    """
+    lsp = lsp_hz(frames, mode)
+    if lsp is None or mode.name == "3200":
+        return None
+    return np.any(np.diff(lsp, axis=1) < 0, axis=1)
