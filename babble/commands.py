@@ -1,0 +1,142 @@
+"""Config dataclass -> command line: the one place where command lines and YAML are read.
+
+jsonargparse does the reading: defaults < YAML < command line, unknown keys stop the run, `--help` comes from the
+config's docstring. Here is what it lacks, and nothing else: lists after a flag (`--sources A B C`), a run folder as
+first word (`python -m babble.generate runs/NAME`), errors as a message instead of a traceback, Ctrl-C.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import jsonargparse
+
+Config = TypeVar("Config")
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class CommandError(Exception):
+    """The work could not be done, or not all of it: shown as a message, exit code 1."""
+
+
+class Interrupted(Exception):
+    """Work stopped when asked and can go on later: shown as a message, exit code 130."""
+
+
+def _config_parser(config_class: type[Any], prog: str) -> jsonargparse.ArgumentParser:
+    description = (config_class.__doc__ or "").strip().splitlines()[0]
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings; the command line wins over it.")
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def _list_flags(config_class: type[Any], prefix: str = "--") -> Iterator[str]:
+    for f in fields(config_class):
+        if get_args(f.type)[:1] in ((Path,), (str,)) and get_origin(f.type) is tuple:
+            yield f"{prefix}{f.name}"
+        elif is_dataclass(f.type) and isinstance(f.type, type):
+            yield from _list_flags(f.type, f"{prefix}{f.name}.")
+
+
+def _spell_out(argv: list[str], config_class: type[Any], positional: str | None) -> list[str]:
+    """Return the words as jsonargparse reads them: `A B` after a list's flag as JSON, the first bare word by name."""
+    list_flags = set(_list_flags(config_class))
+    words = list(argv)
+    if positional and words and not words[0].startswith("-"):
+        words[0:1] = [f"--{positional}", words[0]]
+    spelled: list[str] = []
+    while words:
+        word = words.pop(0)
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            # --init-from is easier to type than --init_from, and is what most programs would call it.
+            word = flag[:2] + flag[2:].replace("-", "_") + equals + value
+        spelled.append(".inf" if word == "inf" else word)  # YAML's spelling, which jsonargparse reads numbers in.
+        if word in list_flags:
+            items = []
+            while words and not words[0].startswith("-"):
+                items.append(words.pop(0))
+            spelled.append(json.dumps(items))
+    return spelled
+
+
+def read_config(
+    config_class: type[Config], argv: list[str], prog: str = "babble", positional: str | None = None
+) -> Config:
+    """Return the config that a command line asks for.
+
+    Args:
+        config_class: a frozen dataclass with a default for every field; nested dataclasses become `--part.key`.
+        argv: the words after the program's name.
+        prog: the command as the user types it, for `--help` and messages.
+        positional: the field that a bare first word fills.
+
+    A field named `recipe` takes the name of the last --config file.
+
+    Raises:
+        ValueError: a value that the config itself refuses, in its own words.
+        SystemExit: anything jsonargparse refuses (code 2, the message on stderr), or `--help` (code 0).
+    """
+    parser = _config_parser(config_class, prog)
+    parsed = parser.parse_args(_spell_out(argv, config_class, positional))
+    instantiated = parser.instantiate(parsed)
+    values = {f.name: instantiated[f.name] for f in fields(config_class)}  # type: ignore[arg-type]
+    if "recipe" in values and parsed.config:
+        values["recipe"] = Path(str(parsed.config[-1])).stem
+    return config_class(**values)
+
+
+def config_to_dict(config: object) -> dict[str, Any]:
+    """Return a config as plain nested values, ready for YAML, JSON or W&B: paths as text, tuples as lists."""
+    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return config_to_dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by the key that a user types: {"model": {"units": 8}} -> {"model.units": 8}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def run_command(
+    config_class: type[Config], work: Callable[[Config], None], prog: str, positional: str | None = None
+) -> None:
+    """Read the command line, do the work, and exit as a command should.
+
+    Exit code 0: done. 1: the work failed for a reason that a user can mend, shown as one message. 2: the command line
+    could not be read. 130: interrupted. Our own bugs keep their traceback.
+    """
+    try:
+        work(read_config(config_class, sys.argv[1:], prog, positional))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"{prog}: {stop or 'interrupted.'}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The player at the other end of the pipe has been closed: nothing is wrong and nobody is left to tell.
+        sys.stderr.close()
+        sys.exit(0)
+    except (CommandError, ValueError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
