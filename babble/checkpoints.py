@@ -1,0 +1,157 @@
+"""Checkpoints of a run, and stopping it when asked: what makes a training survive.
+
+1. A signal handler sets a flag (`StopRequest`) and does nothing else.
+2. Between two steps `Checkpoints` saves when it is time or when asked, and then stops.
+3. A later start takes up weights, moments, counters, the place in the order of windows (data.py) and each rank's
+   random state, and ends with the weights of a training that never stopped.
+"""
+
+import math
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from babble.commands import Interrupted
+from babble.run import RunFolder
+from babble.unfreezing import Stage, stage_at
+
+
+class StopRequest:
+    """Remembers that somebody asked the training to stop; a signal handler does nothing else.
+
+    A checkpoint written inside a handler could be one of half a step, and under DDP deadlocks.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.signal_name:
+            raise KeyboardInterrupt  # Asked twice: at once, then, and go on from the last checkpoint.
+        self.signal_name = signal.Signals(number).name
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    def watch(self) -> None:
+        """Watch for Ctrl-C and SIGTERM from now on."""
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def unwatch(self) -> None:
+        """Put the handlers of before back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class Checkpoints(Checkpoint):
+    """Keeps last.ckpt, best.ckpt and stage-N.ckpt, and stops the training between two steps when asked to.
+
+    last.ckpt holds all that a resume needs; the others the weights. Each is written whole and renamed, so a kill at
+    any moment leaves a good one. Lightning calls a `Checkpoint` after all other callbacks, whose state is thus in it.
+
+    Lightning can resume from a save in the middle of an epoch and from one at its end, not from one between the last
+    step and the validation: what is due there waits until the epoch's end.
+
+    Args:
+        run: the run's folder.
+        stages: the unfreezing, whose stages' weights are kept.
+        minutes: how often last.ckpt is renewed within an epoch.
+        request: where the wish to stop shows.
+    """
+
+    def __init__(self, run: RunFolder, stages: tuple[Stage, ...], minutes: float, request: StopRequest) -> None:
+        self.run = run
+        self.stages = stages
+        self.seconds = 60 * minutes
+        self.request = request
+        self.best = math.inf
+        self.validated_step = -1
+        self.saved_at = time.monotonic()
+        self.random_state: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best figure so far."""
+        return {"best": self.best, "validated_step": self.validated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best figure up."""
+        self.best = state_dict["best"]
+        self.validated_step = state_dict["validated_step"]
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the random state of every rank, which Lightning leaves out."""
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        mine = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        states: list[Any] = [mine]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, mine)
+        checkpoint["random_states"] = states
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Keep this rank's random state for the start."""
+        self.random_state = checkpoint["random_states"][trainer.global_rank]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Watch for signals, and set the random state, after all that draws from it on the way here."""
+        # Not before: Lightning sets a SIGTERM handler of its own after `on_fit_start`.
+        self.request.watch()
+        if self.random_state is not None:
+            torch.set_rng_state(self.random_state["cpu"])
+            if self.random_state["cuda"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self.random_state["cuda"])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Save when it is time or when asked to stop; then stop."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if batches >= trainer.num_training_batches or batches % trainer.accumulate_grad_batches:
+            return
+        is_asked = self._is_asked(trainer)
+        if is_asked or time.monotonic() - self.saved_at > self.seconds:
+            self._save(trainer, "last")
+        if is_asked:
+            # Lightning logs a step's figures after this hook, which is not going to return.
+            trainer._logger_connector.update_train_step_metrics()
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Keep the best weights."""
+        figure = float(trainer.callback_metrics[pl_module.headline])
+        self.validated_step = trainer.global_step
+        if figure < self.best:
+            self.best = figure
+            self._save(trainer, "best", weights_only=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Keep the weights of a stage that ends, and save."""
+        stages, epoch = self.stages, trainer.current_epoch
+        stage = stage_at(epoch, stages)
+        if stages and stage != stage_at(epoch + 1, stages):
+            self._save(trainer, f"stage-{stage}", weights_only=True)
+        self._save(trainer, "last")
+        if self._is_asked(trainer):
+            self._stop(trainer)
+
+    def _is_asked(self, trainer: pl.Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self.request.signal_name is not None, all=False)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        raise Interrupted(
+            f"stopped at step {trainer.global_step} by {self.request.signal_name}; the same command goes on from there."
+        )
+
+    def _save(self, trainer: pl.Trainer, which: str, weights_only: bool = False) -> None:
+        path = self.run.checkpoint(which)
+        temporary = path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary, weights_only=weights_only)
+        if trainer.is_global_zero:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        self.saved_at = time.monotonic()

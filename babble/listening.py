@@ -1,0 +1,176 @@
+"""Hear and see a run while it trains: the callback that lets it babble from the same held-out seeds again and again.
+
+In the run folder:
+
+    listening/seeds/1.c2 ...             the seeds, and seeds.json: where they are from
+    listening/real/1.wav 1.png ...       what the voice itself said there, once
+    listening/real/progression.png       the 2017 progression plot of the held-out speech
+    listening/epoch-0060/1.wav 1.png     what the network says, and its progression plot
+
+and the same in the W&B run.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import soundfile
+from pytorch_lightning.loggers import WandbLogger
+
+from babble.codec import decode_frames, read_c2, write_c2
+from babble.frames import SAMPLE_RATE_HZ, Mode
+from babble.generate import generate_frames
+from babble.plots import plot_progression, plot_speech, save_figure
+from babble.run import RunFolder
+from babble.shards import Stretch, write_bytes
+from babble.unfreezing import Stage, stage_at
+
+
+@dataclass(frozen=True)
+class ListeningConfig:
+    """What is heard while a run trains.
+
+    Attributes:
+        every_epochs: how often; the end of every unfreezing stage and of the training is heard in any case. 0 for
+            never else.
+        seeds: how many held-out places are continued.
+        seed_frames: how much real speech the network hears first.
+        frames: how much it then says.
+        temperature: for heads with a likelihood; see `babble.generate`.
+    """
+
+    every_epochs: int = 20
+    seeds: int = 3
+    seed_frames: int = 200
+    frames: int = 400
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes of nothing."""
+        for key in ("seeds", "seed_frames", "frames"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"listening.{key}={getattr(self, key)}: at least 1 is needed.")
+        if self.every_epochs < 0:
+            raise ValueError(f"listening.every_epochs={self.every_epochs}: 0 or more is needed.")
+        if self.temperature <= 0:
+            raise ValueError(f"listening.temperature={self.temperature}: above 0 is needed.")
+
+
+def choose_places(lengths: list[int], seeds: int, frames: int) -> list[tuple[int, int]]:
+    """Return places (recording, first frame) spread evenly over held-out speech; the same for the same lengths.
+
+    Args:
+        lengths: frames of each recording.
+        seeds: how many places.
+        frames: how much must follow in the recording; a shorter recording gives what it has from its start.
+    """
+    total, places = sum(lengths), []
+    for number in range(seeds):
+        at = int(total * (number + 0.5) / seeds)
+        for recording, length in enumerate(lengths):
+            if at < length:
+                places.append((recording, max(0, min(at, length - frames))))
+                break
+            at -= length
+    return places
+
+
+def is_heard(epoch: int, every_epochs: int, stages: tuple[Stage, ...]) -> bool:
+    """Return whether one listens at the end of an epoch counted from 0."""
+    ends_stage = bool(stages) and stage_at(epoch, stages) != stage_at(epoch + 1, stages)
+    return ends_stage or (every_epochs > 0 and (epoch + 1) % every_epochs == 0)
+
+
+class Listening(pl.Callback):
+    """Lets the network continue the run's seeds at the end of the epochs that `is_heard` names, and of the training.
+
+    Args:
+        config: how often, how many, how long.
+        run: the run's folder; seeds that it holds are kept.
+        held_out: the validation recordings that seeds are taken from.
+        mode: their mode.
+        stages: the unfreezing, whose stage ends are heard.
+    """
+
+    def __init__(
+        self, config: ListeningConfig, run: RunFolder, held_out: list[Stretch], mode: Mode, stages: tuple[Stage, ...]
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.held_out = held_out
+        self.mode = mode
+        self.stages = stages
+        self.heard_epoch = -1
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the seeds and the real speech in the run folder, once."""
+        done = self.run.listening / "real" / "progression.png"
+        if not trainer.is_global_zero or done.is_file():
+            return
+        length = self.config.seed_frames + self.config.frames
+        places = choose_places([len(r.frames) for r in self.held_out], self.config.seeds, length)
+        real, about = [], []
+        for number, (recording, first) in enumerate(places, 1):
+            held_out = self.held_out[recording]
+            frames = held_out.frames[first : first + length]
+            write_c2(self.run.seeds / f"{number}.c2", frames[: self.config.seed_frames], self.mode)
+            about.append({"seed": number, "recording": held_out.recording, "first_frame": held_out.first_frame + first})
+            real.append(frames)
+        write_bytes(self.run.seeds / "seeds.json", (json.dumps(about, indent=2) + "\n").encode())
+        corpus = np.concatenate([held_out.frames for held_out in self.held_out])
+        self._keep(trainer, "real", real, corpus)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Listen, where it is time."""
+        if is_heard(trainer.current_epoch, self.config.every_epochs, self.stages):
+            self._listen(trainer, pl_module, trainer.current_epoch)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Listen to what the training has come to."""
+        self._listen(trainer, pl_module, max(0, trainer.current_epoch - 1))
+
+    def _listen(self, trainer: pl.Trainer, pl_module: Any, epoch: int) -> None:
+        if not trainer.is_global_zero or self.heard_epoch == epoch:
+            return
+        self.heard_epoch = epoch
+        seeds = [read_c2(path)[0] for path in sorted(self.run.seeds.glob("*.c2"), key=lambda path: int(path.stem))]
+        shortest = min(len(seed) for seed in seeds)
+        seeds_BTF = np.stack([seed[-shortest:] for seed in seeds])
+        was_training = pl_module.training
+        pl_module.eval()
+        said = generate_frames(pl_module.model, seeds_BTF, self.config.frames, self.config.temperature)
+        pl_module.train(was_training)
+        # Epochs are counted from 1 where a person reads them.
+        clips = list(np.concatenate([seeds_BTF, said], axis=1))
+        self._keep(trainer, f"epoch-{epoch + 1:04d}", clips, np.concatenate(list(said)))
+
+    def _keep(self, trainer: pl.Trainer, name: str, clips: list[np.ndarray], corpus: np.ndarray) -> None:
+        folder = self.run.listening / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, frames in enumerate(clips, 1):
+            pcm = decode_frames(frames, self.mode)
+            soundfile.write(folder / f"{number}.wav", pcm, SAMPLE_RATE_HZ)
+            title = f"{self.run.path.name}, {name}, seed {number}"
+            figure = plot_speech(frames, self.mode, pcm, title=title, seed_frames=self.config.seed_frames)
+            save_figure(figure, folder / f"{number}.png")
+        figure = plot_progression({name: corpus}, self.mode, title=f"{self.run.path.name}, {name}: now against next")
+        save_figure(figure, folder / "progression.png")
+        _send_to_wandb(trainer, name, folder, len(clips))
+
+
+def _send_to_wandb(trainer: pl.Trainer, name: str, folder: Path, clips: int) -> None:
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not loggers:
+        return
+    import wandb
+
+    where = "listening/real" if name == "real" else "listening"
+    for logger in loggers:
+        media: dict[str, Any] = {f"{where}/progression": wandb.Image(str(folder / "progression.png"))}
+        for number in range(1, clips + 1):
+            media[f"{where}/{number}"] = wandb.Audio(str(folder / f"{number}.wav"), sample_rate=SAMPLE_RATE_HZ)
+            media[f"{where}/{number}_plot"] = wandb.Image(str(folder / f"{number}.png"))
+        logger.experiment.log({**media, "trainer/global_step": trainer.global_step})

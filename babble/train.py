@@ -1,0 +1,394 @@
+"""Train a network on shards: TrainConfig and train(config), the only way to train.
+
+    python -m babble.train --config configs/babble.yaml --data.shards shards/tale --name NAME [--model.units 320 ...]
+
+1. Everything that can be refused is refused first: settings, shards, the run folder.
+2. The run folder is claimed; a run of that name and the same settings goes on from its last checkpoint, bit for bit
+   as if it had never stopped; a finished one says so.
+3. Lightning trains; callbacks unfreeze, listen, keep checkpoints and metrics.
+4. Ctrl-C or SIGTERM: the step at hand is finished, a checkpoint written, and the command ends with code 130.
+"""
+
+import json
+import logging
+import netrc
+import os
+import secrets
+import sys
+import warnings
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from babble.checkpoints import Checkpoints, StopRequest
+from babble.commands import config_to_dict, run_command
+from babble.data import DataConfig, SpeechData
+from babble.evaluate import measure_baselines
+from babble.generate import load_checkpoint
+from babble.listening import Listening, ListeningConfig
+from babble.metrics import MetricsCsv, PlainLines, Speed
+from babble.model import ModelConfig
+from babble.module import BabbleModule, OptimConfig
+from babble.run import RunFolder
+from babble.shards import write_json
+from babble.unfreezing import Stage, Unfreezing, check_stages
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """When a training ends: at whatever comes first.
+
+    Attributes:
+        epochs: after so many epochs.
+        steps: after so many optimizer steps.
+        hours: after so many hours of training, all starts of the run together.
+        patience: after so many validations without a better figure.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    hours: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a training that never starts."""
+        for key in ("epochs", "steps", "hours", "patience"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"stop.{key}={value}: above 0 is needed.")
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """What the training runs on.
+
+    Attributes:
+        accelerator: "auto" takes a GPU when there is one; "cpu", "gpu".
+        devices: processes on this machine, one for each GPU or share of the cores.
+        precision: Lightning's name for it: "32-true", "bf16-mixed" (on a GPU), "64-true".
+        threads: CPU threads of each process; None leaves it to torch.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Where dashboards are.
+
+    Attributes:
+        mode: "auto" is online where there is a key for W&B and offline where there is none; "online", "offline",
+            "off".
+        project: the W&B project.
+        entity: the W&B team or user; None for the key's own.
+        group: runs of one group are shown together.
+    """
+
+    mode: str = "auto"
+    project: str = "babble"
+    entity: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse unknown modes."""
+        if self.mode not in ("auto", "online", "offline", "off"):
+            raise ValueError(f"wandb.mode={self.mode!r} is none of auto, online, offline, off.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a network on shards of speech.
+
+    Attributes:
+        name: the run's name, a folder in `runs`; by default recipe and date, under Slurm recipe and job.
+        recipe: what the default name starts with; the config file's name.
+        runs: the folder that holds run folders.
+        data: what is heard.
+        model: the network.
+        optim: how its weights are moved.
+        unfreezing: stages from the bottom up, a list of {layers, epochs}; empty lets all layers learn at once.
+        stop: when it ends.
+        validate_every_epochs: how often the held-out recordings are heard; they are at the end in any case.
+        listening: what is heard and seen of it meanwhile.
+        checkpoint_minutes: the last checkpoint is renewed this often, and at every epoch's end.
+        log_every_steps: a row of metrics.csv and a point of a curve every so many steps.
+        init_from: start from another run's weights (its folder, or a checkpoint file); stages start anew.
+        random_seed: of the first weights and of the order of windows.
+        compute: on what it runs.
+        wandb: dashboards.
+    """
+
+    name: str | None = None
+    recipe: str = "train"
+    runs: Path = Path("runs")
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    unfreezing: tuple[Stage, ...] = ()
+    stop: StopConfig = field(default_factory=StopConfig)
+    validate_every_epochs: int = 1
+    listening: ListeningConfig = field(default_factory=ListeningConfig)
+    checkpoint_minutes: float = 10.0
+    log_every_steps: int = 50
+    init_from: Path | None = None
+    random_seed: int = 0
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what only shows between the parts."""
+        check_stages(self.unfreezing, self.model.num_layers)
+        if self.stop == StopConfig():
+            raise ValueError("nothing says when to stop: set stop.epochs, stop.steps, stop.hours or stop.patience.")
+        if self.optim.schedule == "cosine" and not (self.optim.schedule_steps or self.stop.epochs or self.stop.steps):
+            raise ValueError("optim.schedule=cosine needs an end: set optim.schedule_steps, stop.steps or stop.epochs.")
+        for key in ("validate_every_epochs", "log_every_steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: at least 1 is needed.")
+        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
+            raise ValueError(f"--name {self.name!r} can't be a folder's name.")
+
+    @property
+    def run_name(self) -> str:
+        """The name, or what stands for it: the same all day, or all through a Slurm job and its requeues."""
+        job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        suffix = f"{job}_{task}" if job and task else job or date.today().isoformat()
+        return self.name or f"{self.recipe}-{suffix}"
+
+
+def _is_first_rank() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return bool(netrc.netrc().hosts.keys() & {"api.wandb.ai"})
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _wandb_logger(config: TrainConfig, run: RunFolder) -> list[Logger]:
+    """Return the W&B logger, or none; its run id is kept in the run folder, so a resumed run is the same W&B run."""
+    if config.wandb.mode == "off" or not _is_first_rank():
+        return []
+    import wandb
+
+    mode = config.wandb.mode
+    if mode == "auto":
+        mode = "online" if _has_wandb_key() else "offline"
+    id_file = run.path / "wandb_id"
+    if not id_file.is_file():
+        id_file.write_text(secrets.token_hex(4))
+    experiment = wandb.init(
+        name=config.run_name,
+        dir=run.path,
+        id=id_file.read_text(),
+        project=config.wandb.project,
+        entity=config.wandb.entity,
+        group=config.wandb.group,
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        config=config_to_dict(config),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    return [WandbLogger(experiment=experiment)]
+
+
+def _start_weights(module: BabbleModule, init_from: Path) -> None:
+    """Load another run's weights into the module.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run or checkpoint, or one of another shape.
+    """
+    path = init_from if init_from.is_file() else RunFolder(init_from).find_checkpoint("best")
+    checkpoint = load_checkpoint(path)
+    theirs, ours = checkpoint.get("hyper_parameters"), dict(module.hparams)
+    if theirs != ours:
+        raise ValueError(f"--init-from {init_from}: {path} is of another shape: {theirs} there, {ours} here.")
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def _total_steps(config: TrainConfig, data: SpeechData) -> int | None:
+    """Return the step that the training ends at where epochs or steps say so, else None."""
+    by_epochs = config.stop.epochs and config.stop.epochs * len(data.train_dataloader())
+    ends = [end for end in (by_epochs, config.stop.steps) if end]
+    return min(ends) if ends else None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended.
+
+    Attributes:
+        run: its folder.
+        figure: the headline's name, "val/bits_per_frame" or "val/error_levels".
+        best: its best value on the validation split.
+        steps: optimizer steps done.
+        already_finished: whether there was nothing left to do.
+    """
+
+    run: Path
+    figure: str
+    best: float
+    steps: int
+    already_finished: bool = False
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, or continue, the run that the config describes, to its end.
+
+    Raises:
+        FileNotFoundError, ValueError: settings, shards or a run folder that don't fit; nothing has been done then.
+        CommandError: the run folder is in use.
+        Interrupted: stopped when asked; the same call goes on from there.
+    """
+    data = SpeechData(config.data, config.random_seed)
+    data.setup()
+    run = RunFolder(config.runs / config.run_name)
+    with run.locked():
+        run.claim(config_to_dict(config))
+        if run.finished.is_file():
+            return TrainResult(run.path, **json.loads(run.finished.read_text()), already_finished=True)
+        run.note_start()
+        return _fit(config, data, run)
+
+
+def _fit(config: TrainConfig, data: SpeechData, run: RunFolder) -> TrainResult:
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
+    pl.seed_everything(config.random_seed, verbose=False)
+    module = BabbleModule(config.model, data.mode, config.optim, _total_steps(config, data))
+    last = run.checkpoint("last")
+    resumed = load_checkpoint(last) if last.is_file() else None
+    if config.init_from and not resumed:
+        _start_weights(module, config.init_from)
+    baselines = measure_baselines(
+        [recording.frames for recording in data.train_recordings],
+        [recording.frames for recording in data.validation_recordings],
+        data.mode,
+    )
+    write_json(run.baselines, baselines)
+    metrics = MetricsCsv(run.metrics)
+    if resumed:
+        metrics.continue_from(resumed["global_step"])
+    _say_what_starts(config, data, module, run, baselines, resumed)
+
+    request = StopRequest()
+    checkpoints = Checkpoints(run, config.unfreezing, config.checkpoint_minutes, request)
+    is_terminal = sys.stdout.isatty()
+    callbacks: list[pl.Callback] = [
+        Unfreezing(config.unfreezing, module.model.layers),
+        Speed(config.log_every_steps),
+        Listening(config.listening, run, data.validation_recordings, data.mode, config.unfreezing),
+        TQDMProgressBar() if is_terminal else PlainLines(config.unfreezing, config.stop.epochs),
+        checkpoints,
+    ]
+    if config.stop.patience:
+        callbacks.append(EarlyStopping(module.headline, patience=config.stop.patience, check_on_train_epoch_end=False))
+    if config.stop.hours:
+        callbacks.append(Timer({"hours": config.stop.hours}, verbose=False))  # type: ignore[dict-item]
+    loggers = [metrics, *_wandb_logger(config, run)]
+    with warnings.catch_warnings():
+        # Batches come ready-made from memory (data.py): loader workers would only copy them.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # Lightning 2.6 asks torch an old question; gone when it asks the new one.
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+        # Small epochs are meant; a row of figures comes every so many steps whatever the epochs.
+        warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+        # Its banner and tips say nothing of this run; what matters of it is said above.
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+        trainer = pl.Trainer(
+            accelerator=config.compute.accelerator,
+            devices=config.compute.devices,
+            strategy="ddp" if config.compute.devices > 1 else "auto",
+            precision=config.compute.precision,  # type: ignore[arg-type]
+            max_epochs=config.stop.epochs or -1,
+            max_steps=config.stop.steps or -1,
+            check_val_every_n_epoch=config.validate_every_epochs,
+            log_every_n_steps=config.log_every_steps,
+            gradient_clip_val=config.optim.clip_norm,
+            logger=loggers,
+            callbacks=callbacks,
+            enable_progress_bar=is_terminal,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            # The windows are dealt to the ranks by data.py.
+            use_distributed_sampler=False,
+            default_root_dir=run.path,
+        )
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
+            steps = trainer.global_step
+            if checkpoints.validated_step != steps:
+                trainer.validate(module, datamodule=data, verbose=False)
+        finally:
+            request.unwatch()
+            for logger in loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.finish()
+    result = {"figure": module.headline, "best": checkpoints.best, "steps": steps}
+    if trainer.is_global_zero:
+        write_json(run.finished, result)
+    return TrainResult(run.path, **result)  # type: ignore[arg-type]
+
+
+def _say_what_starts(
+    config: TrainConfig,
+    data: SpeechData,
+    module: BabbleModule,
+    run: RunFolder,
+    baselines: dict[str, dict[str, float]],
+    resumed: dict[str, Any] | None,
+) -> None:
+    if not _is_first_rank():
+        return
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    model = config.model
+    figure = module.headline.removeprefix("val/")
+    lines = [
+        f"{run.path}: " + (f"going on at step {resumed['global_step']}" if resumed else "a new run"),
+        f"  hears   {data.folder}: {data.describe()}",
+        f"  learns  {model.num_layers} {model.cell} layers of {model.units} units, {model.head} head, "
+        f"{weights:,} weights",
+        "  beside  " + ", ".join(f"{v[figure]:.3f} {name}" for name, v in baselines.items() if figure in v)
+        + f" ({figure} of the held-out speech)",
+    ]  # fmt: skip
+    if config.unfreezing:
+        stages = [f"{list(s.layers)} for {s.epochs or 'the rest of the'} epochs" for s in config.unfreezing]
+        lines.append(f"  stages  layers {'; then '.join(stages)}")
+    print("\n".join(lines), flush=True)
+
+
+def _work(config: TrainConfig) -> None:
+    result = train(config)
+    if not _is_first_rank():
+        return
+    if result.already_finished:
+        print(f"{result.run} is finished: {result.steps} steps, best {result.figure} {result.best:.4f}. Nothing to do.")
+    else:
+        print(
+            f"{result.run}: done after {result.steps} steps, best {result.figure} {result.best:.4f} on held-out speech."
+        )
+    print(f"Hear it: {result.run}/listening, or: python -m babble.generate {result.run} --seconds 60 --out babble.wav")
+
+
+def main() -> None:
+    """Run `python -m babble.train`."""
+    run_command(TrainConfig, _work, "python -m babble.train")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Windows: where they start, in which order, who reads them, and going on in the middle."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from babble.data import DataConfig, SpeechData, WindowLoader, window_starts
+from babble.shards import read_manifest, read_recordings
+
+
+def _loader(windows: int, batch: int, per_epoch: int | None = None, rank: int = 0, ranks: int = 1) -> WindowLoader:
+    """Windows of two frames whose first value is the number of the window."""
+    frames = np.arange(windows + 1)[:, None]
+    config = DataConfig(window_frames=1, hop_frames=1, batch_size=batch, windows_per_epoch=per_epoch)
+    return WindowLoader(frames, np.arange(windows), config, random_seed=7, rank=rank, ranks=ranks)
+
+
+def _numbers(loader: WindowLoader, epochs: int = 1) -> list[int]:
+    return [int(n) for _ in range(epochs) for batch in loader for n in batch[:, 0, 0]]
+
+
+def test_windows_start_every_hop_and_never_cross_recordings():
+    starts = window_starts([10, 3, 9], window_frames=4, hop_frames=2)
+    assert starts.tolist() == [0, 2, 4, 13, 15, 17]
+    lengths = [10, 3, 9]
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    assert all(ends[start] == ends[start + 4] for start in starts)
+
+
+def test_a_pass_holds_every_window_once_in_an_order_of_its_own():
+    loader = _loader(windows=24, batch=4)
+    first, second = _numbers(loader), _numbers(loader)
+    assert sorted(first) == sorted(second) == list(range(24))
+    assert first != second
+    assert first == _numbers(_loader(windows=24, batch=4))
+
+
+def test_small_epochs_go_through_the_same_order_and_leave_nothing_out():
+    assert _numbers(_loader(24, 4, per_epoch=8), epochs=3) == _numbers(_loader(24, 4))
+    # 26 windows are no whole number of batches: what is left over opens the next pass.
+    assert sorted(_numbers(_loader(26, 4, per_epoch=4), epochs=13)) == sorted(2 * list(range(26)))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_one_global_order(ranks: int):
+    shares = [list(_loader(24, 12 // ranks, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    for alone, *together in zip(_loader(24, 12), *shares, strict=True):
+        assert np.array_equal(np.concatenate(together), alone)
+
+
+def test_a_loader_goes_on_in_the_middle_of_an_epoch():
+    whole = _numbers(_loader(24, 4), epochs=2)
+    stopped = _loader(24, 4)
+    heard = [int(n) for _, batch in zip(range(4), stopped, strict=False) for n in batch[:, 0, 0]]
+    goes_on = _loader(24, 4)
+    goes_on.load_state_dict(stopped.state_dict())
+    assert heard + _numbers(goes_on, epochs=2)[: 48 - 16] == whole
+
+
+def test_an_epoch_smaller_than_a_step_is_refused():
+    with pytest.raises(ValueError, match=r"an epoch has 3 windows, but one step takes 4"):
+        _loader(24, 4, per_epoch=3)
+
+
+def test_a_window_is_what_the_shards_hold(speech_shards: Path):
+    config = DataConfig(shards=speech_shards, window_frames=50, hop_frames=10, batch_size=8)
+    data = SpeechData(config, random_seed=0)
+    data.setup()
+    recordings = read_recordings(speech_shards, read_manifest(speech_shards), "train")
+    real = {r.frames[start : start + 51].tobytes() for r in recordings for start in range(0, len(r.frames) - 50, 10)}
+    batches = list(data.train_dataloader())
+    assert {window.numpy().astype(np.uint8).tobytes() for batch in batches for window in batch} <= real
+    assert len(real) == 8 * len(batches) + len(real) % 8
+
+
+def test_hours_too_short_for_a_window_are_told(speech_shards: Path):
+    data = SpeechData(DataConfig(shards=speech_shards, window_frames=900), random_seed=0)
+    data.setup()
+    assert f"{30 / 3600:.3f} hours unused, in 1 recordings shorter than a window" in data.describe()
+    too_long = SpeechData(DataConfig(shards=speech_shards, window_frames=1000), random_seed=0)
+    with pytest.raises(ValueError, match=r"no recording is longer than data\.window_frames=1000"):
+        too_long.setup()
+
+
+def test_missing_and_foreign_shards_are_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist.*jobs\.preprocess"):
+        SpeechData(DataConfig(shards=tmp_path / "no"), 0)
+    with pytest.raises(FileNotFoundError, match="no finished folder of shards"):
+        SpeechData(DataConfig(shards=tmp_path), 0)
+    with pytest.raises(ValueError, match=r"data\.shards is not set"):
+        SpeechData(DataConfig(), 0)
+    (tmp_path / "manifest.json").write_text('{"name": "somebody else\'s"}')
+    with pytest.raises(ValueError, match="not a manifest of babble"):
+        SpeechData(DataConfig(shards=tmp_path), 0)

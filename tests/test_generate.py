@@ -1,0 +1,170 @@
+"""Babble: frames that continue a seed, and every way to say what, how long and where to."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from babble.codec import read_c2
+from babble.data import DataConfig
+from babble.frames import MODES
+from babble.generate import GenerateConfig, generate, generate_frames
+from babble.listening import ListeningConfig
+from babble.model import Babbler, ModelConfig
+from babble.shards import read_manifest, read_recordings
+from babble.train import StopConfig, TrainConfig, WandbConfig, train
+
+MODE = MODES["1300"]
+SPEECH = Path(__file__).parent / "speech"
+
+
+def _model(head: str = "categorical", **changes: Any) -> Babbler:
+    torch.manual_seed(0)
+    return Babbler(ModelConfig(num_layers=2, units=8, head=head, **changes), MODE).eval()
+
+
+def _seeds(streams: int, frames: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, MODE.levels, (streams, frames, MODE.num_fields)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a single step: it babbles badly, but as any other."""
+    config = TrainConfig(
+        name="tiny",
+        runs=tmp_path_factory.mktemp("runs"),
+        data=DataConfig(shards=speech_shards, window_frames=40, batch_size=4),
+        model=ModelConfig(num_layers=1, units=8),
+        stop=StopConfig(steps=1),
+        listening=ListeningConfig(seeds=2, seed_frames=30, frames=20),
+        wandb=WandbConfig(mode="off"),
+    )
+    return train(config).run
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_carried_state_babbles_as_if_all_was_heard_anew_for_each_frame(cell: str):
+    model, seed = _model("regression", cell=cell), _seeds(1, 12)
+    babble = generate_frames(model, seed, 10)
+    heard = torch.from_numpy(seed.astype(np.int64))
+    for t in range(10):
+        hidden_BTH, _ = model(heard)
+        frame = model.typed_head.draw(hidden_BTH[:, -1], 1.0, torch.Generator())
+        assert np.array_equal(frame[0].numpy(), babble[0, t])
+        heard = torch.cat([heard, frame[:, None]], dim=1)
+
+
+def test_the_same_random_seed_gives_the_same_frames_and_another_gives_others():
+    model, seeds = _model(), _seeds(3, 5)
+    first = generate_frames(model, seeds, 20, random_seed=4)
+    assert np.array_equal(first, generate_frames(model, seeds, 20, random_seed=4))
+    assert not np.array_equal(first, generate_frames(model, seeds, 20, random_seed=5))
+    assert first.shape == (3, 20, MODE.num_fields)
+
+
+def test_every_file_is_written_and_c2dec_plays_the_frames(run: Path, tmp_path: Path):
+    out = tmp_path / "deep" / "babble.wav"
+    facts = generate(GenerateConfig(run=run, seconds=4, out=str(out)))
+    with wave.open(str(out)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2)
+        assert file.getnframes() == (30 + 100) * MODE.pcm_per_frame
+    frames, mode = read_c2(out.with_suffix(".c2"))
+    assert (frames.shape, mode) == ((130, 16), MODE)
+    assert np.array_equal(frames[:30], read_c2(run / "listening/seeds/1.c2")[0])
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    said = json.loads(out.with_suffix(".json").read_text())
+    assert said == facts
+    chosen = ("random_seed", "temperature", "seed", "step", "frames", "generated_seconds")
+    assert [said[key] for key in chosen] == [0, 1.0, "listening:1", 1, 100, 4.0]
+    if not shutil.which("c2dec"):
+        pytest.skip("c2dec is not installed: apt-get install codec2")
+    subprocess.run(["c2dec", "1300", out.with_suffix(".c2"), tmp_path / "x.raw"], check=True, capture_output=True)
+    assert (tmp_path / "x.raw").stat().st_size == 130 * 2 * MODE.pcm_per_frame
+
+
+def test_the_seed_can_stay_out(run: Path, tmp_path: Path):
+    out = tmp_path / "b.wav"
+    generate(GenerateConfig(run=run, seconds=1, with_seed=False, out=str(out)))
+    with wave.open(str(out)) as file:
+        assert file.getnframes() == 8000
+    assert len(read_c2(out.with_suffix(".c2"))[0]) == 25
+
+
+@pytest.mark.parametrize(("seed", "first"), [("0:10", 250), ("frame:600", 600), ("0:00:04.4", 110)])
+def test_places_count_through_the_held_out_recordings(
+    seed: str, first: int, run: Path, speech_shards: Path, tmp_path: Path
+):
+    manifest = read_manifest(speech_shards)
+    held_out = np.concatenate(
+        [r.frames for split in ("validation", "test") for r in read_recordings(speech_shards, manifest, split)]
+    )
+    out = tmp_path / "b.wav"
+    generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=40, out=str(out)))
+    assert np.array_equal(read_c2(out.with_suffix(".c2"))[0][:40], held_out[first : first + 40])
+
+
+@pytest.mark.parametrize("seed", ["random", "silence", "listening:2", str(SPEECH / "allison-03.ogg")])
+def test_other_seeds(seed: str, run: Path, tmp_path: Path):
+    out = tmp_path / "b.wav"
+    facts = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(out)))
+    assert facts["seed_frames"] == 25
+    again = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(tmp_path / "c.wav")))
+    assert again["seed_origin"] == facts["seed_origin"]
+    assert out.with_suffix(".c2").read_bytes() == (tmp_path / "c.c2").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "50:00"}, "--seed 50:00: frame 75000 .* behind the end"),
+        ({"seed": "listening:9"}, "has no seed listening:9; it has listening:1, listening:2"),
+        ({"seed": "nothing.mp3"}, "--seed nothing.mp3: neither a time"),
+        ({"seed": __file__}, r"--seed .*test_generate\.py: .*"),
+        ({"checkpoint": "stage-7"}, "no checkpoint 'stage-7'; it has best, last"),
+        ({"seconds": 0}, "above 0"),
+        ({"out": "babble.mp3"}, "ends in .wav"),
+        ({"seconds": float("inf")}, "a file has to end"),
+        ({"temperature": -1.0}, "--temperature -1.0: above 0"),
+    ],
+)
+def test_what_can_not_be_is_refused_by_name(changes: dict[str, Any], message: str, run: Path, tmp_path: Path):
+    settings = {"run": run, "seconds": 0.2, "out": str(tmp_path / "b.wav"), **changes}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        generate(GenerateConfig(**settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_raw_pcm_goes_to_a_player_and_no_shards_are_needed(run: Path, tmp_path: Path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    settings = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text("\n".join(x for x in settings.splitlines() if "shards:" not in x))
+    command = [sys.executable, "-m", "babble.generate", str(moved), "--seconds", "1", "--with_seed", "false"]
+    done = subprocess.run([*command, "--out", "-"], capture_output=True, cwd=tmp_path, env=_environment())
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout) == 2 * 8000
+    endless = subprocess.run(
+        f"{' '.join([*command[:4], '--seconds', 'inf', '--out', '-'])} | head -c 100000 | wc -c",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=_environment(),
+        timeout=60,
+    )
+    assert endless.stdout.strip() == "100000"
+    assert "Traceback" not in endless.stderr
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

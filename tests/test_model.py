@@ -1,0 +1,85 @@
+"""The whole network: one pass, carried, stepped; every cell, input and head."""
+
+import pytest
+import torch
+
+from babble.cells import CELLS
+from babble.frames import MODES, Mode
+from babble.heads import HEADS
+from babble.model import INPUTS, Babbler, ModelConfig, model_from_checkpoint
+
+NETWORKS = [
+    ModelConfig(inputs=inputs, cell=cell, head=head, num_layers=2, units=8)
+    for inputs in INPUTS
+    for cell in CELLS
+    for head in HEADS
+]
+
+
+def _frames(mode: Mode, batch: int, frames: int) -> torch.Tensor:
+    return (torch.rand(batch, frames, mode.num_fields) * torch.tensor(mode.levels)).long()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", NETWORKS, ids=str)
+def test_carried_state_and_single_steps_give_the_same_as_one_pass(config: ModelConfig):
+    torch.manual_seed(0)
+    model = Babbler(config, MODES["1300"])
+    frames_BTF = _frames(model.mode, 2, 9)
+    whole, _ = model(frames_BTF)
+    first, state = model(frames_BTF[:, :5])
+    second, _ = model(frames_BTF[:, 5:], state)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
+    step, state = model.make_step(), model.initial_state(2)
+    for t in range(9):
+        hidden_BH, state = step(frames_BTF[:, t], state)
+        torch.testing.assert_close(hidden_BH, whole[:, t])
+
+
+@torch.no_grad()
+def test_a_step_hears_nothing_of_what_comes_after_it():
+    torch.manual_seed(0)
+    model = Babbler(ModelConfig(num_layers=2, units=8), MODES["1300"])
+    frames_BTF = _frames(model.mode, 1, 9)
+    other = frames_BTF.clone()
+    other[:, 6:] = _frames(model.mode, 1, 3)
+    torch.testing.assert_close(model(frames_BTF)[0][:, :6], model(other)[0][:, :6])
+    assert not torch.equal(model(frames_BTF)[0][:, 6:], model(other)[0][:, 6:])
+
+
+@torch.no_grad()
+def test_embedding_is_the_sum_of_each_fields_own_row():
+    model = Babbler(ModelConfig(num_layers=1, units=8), MODES["700C"])
+    frames_BTF = _frames(model.mode, 1, 4)
+    table, first = model.input.table.weight, 0
+    by_hand = torch.zeros(1, 4, 8)
+    for f, levels in enumerate(model.mode.levels):
+        by_hand += table[first + frames_BTF[..., f]]
+        first += int(levels)
+    torch.testing.assert_close(model.input(frames_BTF), by_hand)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
+def test_every_mode_trains_a_step(mode: Mode):
+    model = Babbler(ModelConfig(num_layers=2, units=8), mode)
+    frames_BTF = _frames(mode, 2, 6)
+    cost = model.typed_head.cost(model(frames_BTF[:, :-1])[0], frames_BTF[:, 1:])
+    assert cost.shape == (2, 5, mode.num_fields)
+    cost.mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_scaled_inputs_refuse_labels_and_say_what_to_do():
+    with pytest.raises(ValueError, match=r"model\.inputs=scaled can't read mode 1200.*embedded"):
+        Babbler(ModelConfig(inputs="scaled"), MODES["1200"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("cell", "lstn"), ("head", "x"), ("inputs", "raw"), ("units", 0)])
+def test_a_shape_that_can_not_be_is_refused_by_its_key(key: str, value: object):
+    with pytest.raises(ValueError, match=rf"model\.{key}="):
+        ModelConfig(**{key: value})  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="not one that this babble trained"):
+        model_from_checkpoint({"state_dict": {}})

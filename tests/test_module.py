@@ -1,0 +1,103 @@
+"""What is minimised, what is measured on held-out speech, and how fast the weights move."""
+
+import pytest
+import torch
+
+from babble import module
+from babble.frames import MODES
+from babble.model import Babbler, ModelConfig
+from babble.module import BabbleModule, OptimConfig, held_out_figures, lr_factor, sum_costs
+
+MODE = MODES["1300"]
+
+
+def _speech(frames: int, batch: int = 1) -> torch.Tensor:
+    return (torch.rand(batch, frames, MODE.num_fields) * torch.tensor(MODE.levels)).long()
+
+
+def _model(head: str) -> Babbler:
+    torch.manual_seed(0)
+    return Babbler(ModelConfig(num_layers=2, units=8, head=head), MODE)
+
+
+@pytest.mark.parametrize("head", ["regression", "categorical"])
+def test_pieces_with_carried_state_cost_what_one_pass_costs(head: str, monkeypatch: pytest.MonkeyPatch):
+    model, recording = _model(head), _speech(101)
+    whole = sum_costs(model, recording)
+    for piece in (1, 7, 50, 100):
+        monkeypatch.setattr(module, "PIECE_FRAMES", piece)
+        torch.testing.assert_close(sum_costs(model, recording), whole, rtol=1e-5, atol=1e-3)
+    assert (whole[2] == 100).all()
+
+
+@torch.no_grad()
+def test_the_figures_are_means_over_every_frame_but_the_first():
+    model, recording = _model("categorical"), _speech(30)
+    hidden_BTH, _ = model(recording[:, :-1])
+    bits_TF = model.typed_head.cost(hidden_BTH, recording[:, 1:])[0]
+    error_TF = (model.typed_head.guess(hidden_BTH) - recording[:, 1:]).abs()[0]
+    figures = held_out_figures(sum_costs(model, recording), model, MODE)
+    assert figures["bits_per_frame"] == pytest.approx(bits_TF.sum(dim=1).mean().item(), rel=1e-5)
+    assert figures["error_levels"] == pytest.approx(error_TF.mean().item(), rel=1e-5)
+    assert figures["bits/lsp"] == pytest.approx(bits_TF[:, 6:].sum(dim=1).mean().item(), rel=1e-5)
+    assert figures["error/pitch"] == pytest.approx(error_TF[:, 4].mean().item(), rel=1e-5)
+    parts = sum(value for name, value in figures.items() if name.startswith("bits/"))
+    assert parts == pytest.approx(figures["bits_per_frame"])
+
+
+def test_a_head_without_likelihood_reports_no_bits_and_labels_no_error():
+    figures = held_out_figures(sum_costs(_model("regression"), _speech(9)), _model("regression"), MODE)
+    assert not any("bits" in name for name in figures)
+    labels = Babbler(ModelConfig(num_layers=1, units=4), MODES["700C"])
+    sums = sum_costs(labels, torch.zeros(1, 5, 4, dtype=torch.long))
+    assert not any("error" in name for name in held_out_figures(sums, labels, MODES["700C"]))
+
+
+def test_learning_from_the_last_step_alone():
+    windows = _speech(12, batch=3)
+    config = ModelConfig(num_layers=1, units=4, head="regression")
+    losses = {}
+    for steps in ("all", "last"):
+        torch.manual_seed(0)
+        trained = BabbleModule(config, MODE, OptimConfig(loss_steps=steps))
+        trained.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        losses[steps] = trained.training_step(windows, 0)
+        hidden_BTH, _ = trained.model(windows[:, :-1])
+        cost = trained.model.typed_head.cost(hidden_BTH, windows[:, 1:])
+        torch.testing.assert_close(losses[steps], cost.mean() if steps == "all" else cost[:, -1].mean())
+    assert losses["all"] != losses["last"]
+
+
+def test_the_learning_rate_is_a_function_of_the_step():
+    constant = OptimConfig(warmup_steps=3)
+    assert [lr_factor(step, constant, None) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    cosine = OptimConfig(schedule="cosine")
+    assert [round(lr_factor(step, cosine, 4), 3) for step in range(6)] == [1.0, 0.854, 0.5, 0.146, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["nadam", "adamw", "rmsprop", "sgd"])
+def test_every_optimizer_obeys_its_learning_rate(name: str):
+    config = ModelConfig(num_layers=1, units=4)
+    made = BabbleModule(config, MODE, OptimConfig(name=name, lr=0.123)).configure_optimizers()
+    assert made.param_groups[0]["lr"] == 0.123
+    assert type(made).__name__.lower() == name
+
+
+def test_nadam_has_the_defaults_of_2017():
+    made = BabbleModule(ModelConfig(num_layers=1, units=4), MODE, OptimConfig()).configure_optimizers()
+    assert made.defaults["lr"] == 0.002
+    assert made.defaults["betas"] == (0.9, 0.999)
+    assert made.defaults["momentum_decay"] == 0.004
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "adam"}, "optim.name='adam' is none of nadam"),
+        ({"lr": 0.0}, "optim.lr=0.0: above 0"),
+        ({"schedule_steps": 5}, "optim.schedule_steps has no effect"),
+    ],
+)
+def test_settings_that_nothing_obeys_are_refused(settings: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**settings)  # type: ignore[arg-type]

@@ -1,0 +1,259 @@
+"""A whole training: stages, the run folder, and that nothing stops it for good."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+
+from babble.checkpoints import Checkpoints
+from babble.commands import CommandError, Interrupted, config_to_dict
+from babble.data import DataConfig
+from babble.listening import ListeningConfig
+from babble.model import ModelConfig
+from babble.module import OptimConfig
+from babble.run import RunFolder
+from babble.train import StopConfig, TrainConfig, TrainResult, WandbConfig, train
+from babble.unfreezing import Stage
+
+EPOCH_STEPS, EPOCHS = 4, 5
+
+
+def _config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
+    """Two tiny layers, three stages, five epochs of four steps; a checkpoint after every step."""
+    config = TrainConfig(
+        name=name,
+        runs=runs,
+        data=DataConfig(shards=shards, window_frames=40, batch_size=4, windows_per_epoch=4 * EPOCH_STEPS),
+        model=ModelConfig(num_layers=2, units=8, head="regression", inputs="scaled"),
+        optim=OptimConfig(clip_norm=None),
+        unfreezing=(Stage((1,), 2), Stage((1, 2), 1), Stage((2,))),
+        stop=StopConfig(epochs=EPOCHS),
+        listening=ListeningConfig(every_epochs=0, seeds=1, seed_frames=20, frames=20),
+        checkpoint_minutes=0,
+        log_every_steps=2,
+        wandb=WandbConfig(mode="off"),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def _checkpoint(run: Path, which: str = "last") -> dict[str, Any]:
+    return torch.load(RunFolder(run).checkpoint(which), weights_only=True)
+
+
+def _metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "train/frames_per_second"} for row in csv.DictReader(file)]
+
+
+def _assert_same_run(run: Path, other: Path) -> None:
+    for which in ("last", "best", "stage-1", "stage-2"):
+        weights, others = _checkpoint(run, which)["state_dict"], _checkpoint(other, which)["state_dict"]
+        assert all(torch.equal(weights[name], others[name]) for name in weights), which
+    assert _metrics(run) == _metrics(other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return train(_config(speech_shards, tmp_path_factory.mktemp("runs"), "undisturbed"))
+
+
+def test_a_run_folder_explains_itself(undisturbed: TrainResult, speech_shards: Path):
+    run = undisturbed.run
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["data"]["shards"] == str(speech_shards)
+    assert settings["unfreezing"][1] == {"layers": [1, 2], "epochs": 1}
+    (start,) = json.loads((run / "environment.json").read_text())
+    assert start["versions"]["torch"] == torch.__version__
+    baselines = json.loads((run / "baselines.json").read_text())
+    assert set(baselines["the last frame copied"]) == {"error_levels"}
+    assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == ["best", "last", "stage-1", "stage-2"]
+    steps = [int(row["step"]) for row in _metrics(run) if row["val/error_levels"]]
+    assert steps == [EPOCH_STEPS * (epoch + 1) - 1 for epoch in range(EPOCHS)]
+    heard = sorted(path.name for path in (run / "listening").iterdir())
+    assert heard == ["epoch-0002", "epoch-0003", "epoch-0005", "real", "seeds"]
+    assert json.loads((run / "finished.json").read_text())["best"] == undisturbed.best
+
+
+def test_each_stage_moves_its_layers_alone(undisturbed: TrainResult):
+    stages = ("stage-1", "stage-2", "last")
+    first, second, last = (_checkpoint(undisturbed.run, which)["state_dict"] for which in stages)
+    layer_1, layer_2 = "model.layers.0.rnn.weight_hh_l0", "model.layers.1.rnn.weight_hh_l0"
+    assert not torch.equal(first[layer_1], second[layer_1])
+    assert not torch.equal(first[layer_2], second[layer_2])
+    assert torch.equal(second[layer_1], last[layer_1])
+    assert not torch.equal(second[layer_2], last[layer_2])
+
+
+def test_a_training_learns(undisturbed: TrainResult):
+    figures = [float(row["val/error_levels"]) for row in _metrics(undisturbed.run) if row["val/error_levels"]]
+    assert undisturbed.best == pytest.approx(min(figures), rel=1e-6)
+    assert figures[-1] < figures[0]
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [6], [2, 8, 9, 19], [20]], ids=str)
+def test_stopped_between_any_two_steps_a_run_ends_the_same(
+    stops: list[int], undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    config = _config(speech_shards, tmp_path, "stopped")
+    for stop in stops:
+        with (
+            mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer, stop=stop: trainer.global_step >= stop),
+            pytest.raises(Interrupted, match=f"stopped at step {stop}"),
+        ):
+            train(config)
+    assert train(config).best == undisturbed.best
+    _assert_same_run(tmp_path / "stopped", undisturbed.run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_really_killed_ends_the_same(
+    number: signal.Signals, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    run = tmp_path / "killed"
+    words = [
+        *("--data.shards", str(speech_shards), "--runs", str(tmp_path), "--name", "killed"),
+        *("--config", str(_as_yaml(tmp_path, _config(speech_shards, tmp_path, "killed")))),
+    ]
+    command = [sys.executable, "-m", "babble.train", *words]
+    codes = []
+    for rows in (2, 7):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            while process.poll() is None and not (
+                _count_rows(run) >= rows and (run / "checkpoints/last.ckpt").exists()
+            ):
+                time.sleep(0.005)
+            process.send_signal(number)
+            said = process.communicate()[0]
+            codes.append(process.returncode)
+        if number != signal.SIGKILL:
+            assert f"by {number.name}; the same command goes on from there." in said
+    assert codes == 2 * [-9 if number == signal.SIGKILL else 130]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{run}: going on at step" in done.stdout
+    _assert_same_run(run, undisturbed.run)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert f"{run} is finished: {EPOCHS * EPOCH_STEPS} steps" in again.stdout
+
+
+def _as_yaml(folder: Path, config: TrainConfig) -> Path:
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(config_to_dict(config)))
+    return path
+
+
+def _count_rows(run: Path) -> int:
+    path = run / "metrics.csv"
+    return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
+
+
+def test_other_settings_are_refused_naming_each(undisturbed: TrainResult, speech_shards: Path):
+    changed = _config(speech_shards, undisturbed.run.parent, "undisturbed", random_seed=3, optim=OptimConfig(lr=0.5))
+    with pytest.raises(ValueError, match="is a run of other settings") as refused:
+        train(changed)
+    message = str(refused.value)
+    assert "random_seed: 0 in the run, 3 now" in message
+    assert "optim.lr: None in the run, 0.5 now" in message
+    assert "optim.clip_norm: None in the run, 1.0 now" in message
+    assert "units" not in message
+
+
+def test_a_finished_run_says_so_and_does_nothing(undisturbed: TrainResult, speech_shards: Path):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.run.rglob("*") if path.is_file()}
+    again = train(_config(speech_shards, undisturbed.run.parent, "undisturbed"))
+    assert again == dataclasses.replace(undisturbed, already_finished=True)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_run_folder_in_use_is_refused(speech_shards: Path, tmp_path: Path):
+    config = _config(speech_shards, tmp_path, "busy")
+    with RunFolder(tmp_path / "busy").locked(), pytest.raises(CommandError, match="in use by another training"):
+        train(config)
+
+
+def test_starting_from_another_runs_weights(undisturbed: TrainResult, speech_shards: Path, tmp_path: Path):
+    config = _config(speech_shards, tmp_path, "child", init_from=undisturbed.run, stop=StopConfig(steps=1))
+    train(config)
+    parent, child = _checkpoint(undisturbed.run, "best"), _checkpoint(tmp_path / "child")
+    waiting = "model.layers.1.rnn.weight_hh_l0"
+    assert torch.equal(child["state_dict"][waiting], parent["state_dict"][waiting])
+    assert child["global_step"] == 1
+    wider = _config(
+        speech_shards, tmp_path, "wider", init_from=undisturbed.run, model=ModelConfig(num_layers=2, units=9)
+    )
+    with pytest.raises(ValueError, match="of another shape"):
+        train(wider)
+
+
+def test_a_damaged_checkpoint_is_named(undisturbed: TrainResult, speech_shards: Path, tmp_path: Path):
+    path = tmp_path / "half.ckpt"
+    whole = RunFolder(undisturbed.run).checkpoint("best").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"half\.ckpt is no checkpoint, or damaged"):
+        train(_config(speech_shards, tmp_path, "x", init_from=path))
+
+
+def test_a_run_stops_when_nothing_gets_better_and_at_its_hour(speech_shards: Path, tmp_path: Path):
+    still = _config(
+        speech_shards, tmp_path, "still", optim=OptimConfig(name="sgd", lr=1e-30), stop=StopConfig(patience=2)
+    )
+    assert train(still).steps == 3 * EPOCH_STEPS
+    brief = _config(speech_shards, tmp_path, "brief", stop=StopConfig(hours=1e-9))
+    result = train(brief)
+    assert result.steps == 1
+    assert result.best < 100, "a run that ends before its first validation is validated at its end"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stop": StopConfig()}, "nothing says when to stop"),
+        ({"name": "a/b"}, "can't be a folder's name"),
+        ({"unfreezing": (Stage((3,)),)}, "model.num_layers=2"),
+        ({"optim": OptimConfig(schedule="cosine"), "stop": StopConfig(hours=1)}, "cosine needs an end"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused_before_any_work(
+    changes: dict[str, Any], message: str, speech_shards: Path, tmp_path: Path
+):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(_config(speech_shards, tmp_path, "bad"), **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_name_is_the_recipe_and_the_day_or_the_job(speech_shards: Path, tmp_path: Path):
+    config = dataclasses.replace(_config(speech_shards, tmp_path, "x"), name=None, recipe="babble")
+    with mock.patch.dict(os.environ):
+        for variable in [name for name in os.environ if name.startswith("SLURM_")]:
+            del os.environ[variable]
+        assert config.run_name == f"babble-{time.strftime('%Y-%m-%d')}"
+        os.environ["SLURM_JOB_ID"] = "65"
+        assert config.run_name == "babble-65"
+        os.environ.update(SLURM_ARRAY_JOB_ID="60", SLURM_ARRAY_TASK_ID="2")
+        assert config.run_name == "babble-60_2"
+
+
+def test_a_resumed_run_is_the_same_wandb_run(speech_shards: Path, tmp_path: Path):
+    config = _config(speech_shards, tmp_path, "logged", wandb=WandbConfig(mode="offline"))
+    with (
+        mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer: trainer.global_step >= 3),
+        pytest.raises(Interrupted),
+    ):
+        train(config)
+    train(config)
+    name = (tmp_path / "logged" / "wandb_id").read_text()
+    offline = sorted((tmp_path / "logged" / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
+    assert len(offline) == 2
+    assert all(path.stat().st_size > 0 for path in offline)

@@ -1,0 +1,60 @@
+"""Which layers learn at an epoch, and that the others really wait."""
+
+import pytest
+import torch
+from torch import nn
+
+from babble.unfreezing import Stage, Unfreezing, check_stages, learning_layers, stage_at
+
+STAGES_2017 = (Stage((1,), 60), Stage((1, 2), 180), Stage((3,)))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "stage", "layers"),
+    [(0, 1, (1,)), (59, 1, (1,)), (60, 2, (1, 2)), (239, 2, (1, 2)), (240, 3, (3,)), (10_000, 3, (3,))],
+)
+def test_the_2017_schedule(epoch: int, stage: int, layers: tuple[int, ...]):
+    assert stage_at(epoch, STAGES_2017) == stage
+    assert learning_layers(epoch, STAGES_2017, 3) == layers
+
+
+def test_without_stages_all_layers_learn():
+    assert learning_layers(5, (), 4) == (1, 2, 3, 4)
+    assert stage_at(5, ()) == 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((Stage((1, 4), 3), Stage((2,))), r"stage 1 has layers \[1, 4\], but model.num_layers=3"),
+        ((Stage((), 3), Stage((2,))), r"stage 1 has layers \[\]"),
+        ((Stage((1,)), Stage((2,))), "stage 1 of 2 has epochs=None"),
+        ((Stage((1,), 0), Stage((2,))), "stage 1 of 2 has epochs=0"),
+        ((Stage((1,), 5), Stage((2,), 5)), "stage 2 of 2 has epochs=5"),
+    ],
+)
+def test_a_schedule_that_can_not_be_is_refused(stages: tuple[Stage, ...], message: str):
+    with pytest.raises(ValueError, match=message):
+        check_stages(stages, 3)
+
+
+def test_a_waiting_layer_keeps_its_weights_and_gathers_no_moments():
+    torch.manual_seed(0)
+    layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    optimizer = torch.optim.NAdam(layers.parameters(), weight_decay=0.1)
+    callback = Unfreezing((Stage((1,), 2), Stage((1, 2), 2), Stage((3,))), layers)
+    trainer = type("Trainer", (), {"current_epoch": 0})()
+    moved = []
+    for trainer.current_epoch in range(6):
+        before = [layer.weight.clone() for layer in layers]
+        optimizer.zero_grad()
+        x = torch.randn(4, 2)
+        for layer in layers:
+            x = layer(x)
+        x.square().mean().backward()
+        callback.on_before_optimizer_step(trainer, None, optimizer)  # type: ignore[arg-type]
+        optimizer.step()
+        moved.append([not torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True)])
+        if trainer.current_epoch == 1:
+            assert layers[1].weight not in optimizer.state
+    assert moved == 2 * [[True, False, False]] + 2 * [[True, True, False]] + 2 * [[False, False, True]]
