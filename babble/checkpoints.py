@@ -113,7 +113,7 @@ class Checkpoints(Checkpoint):
         if batches >= trainer.num_training_batches or batches % trainer.accumulate_grad_batches:
             return
         is_asked = self._is_asked(trainer)
-        if is_asked or time.monotonic() - self.saved_at > self.seconds:
+        if is_asked or self._agree(trainer, time.monotonic() - self.saved_at > self.seconds):
             self._save(trainer, "last")
         if is_asked:
             # Lightning logs a step's figures after this hook, which is not going to return.
@@ -139,7 +139,12 @@ class Checkpoints(Checkpoint):
             self._stop(trainer)
 
     def _is_asked(self, trainer: pl.Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self.request.signal_name is not None, all=False)
+        return self._agree(trainer, self.request.signal_name is not None)
+
+    @staticmethod
+    def _agree(trainer: pl.Trainer, wish: bool) -> bool:
+        """Return whether any rank wishes it: saving and stopping are done by all ranks after the same step."""
+        return trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def _stop(self, trainer: pl.Trainer) -> None:
         raise Interrupted(

@@ -232,11 +232,11 @@ class SpeechData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Return this rank's held-out recordings, each one a batch (1, T, F), int16."""
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        recordings = [
-            torch.from_numpy(recording.frames.astype(np.int16))[None]
-            for recording in self.validation_recordings[rank::ranks]
-            if len(recording.frames) > 1
-        ]
+        held_out = [recording.frames for recording in self.validation_recordings if len(recording.frames) > 1]
+        mine = held_out[rank::ranks]
+        # Lightning wants as many on every rank: of a single frame, nothing is predicted.
+        mine += [held_out[0][:1]] * (-(-len(held_out) // ranks) - len(mine))
+        recordings = [torch.from_numpy(frames.astype(np.int16))[None] for frames in mine]
         return DataLoader(recordings, batch_size=None)  # type: ignore[arg-type]
 
 

@@ -37,6 +37,8 @@ from preprocessing.encode import encode_recording
 
 # A seed's pcm is encoded in pieces of this many frames.
 PIECE_FRAMES = 7500
+# Seeds by time and by frame have this length: 8 s in mode 1300, a window of 2017.
+SEED_FRAMES = 200
 # Frames between two writes to the disk or the pipe: a second or two of speech.
 BLOCK_FRAMES = 50
 # A picture of more than this is a smear.
@@ -54,7 +56,7 @@ class GenerateConfig:
         seed: what is continued: a time such as 12:30, counted through the held-out recordings in manifest order;
             "frame:18750"; "random"; "silence"; "listening:2", the run's own second listening seed; or the path of an
             audio file. The run's first listening seed by default, for which no shards are needed.
-        seed_frames: length of the seed.
+        seed_frames: length of the seed; by default all of a listening seed or an audio file, else 200 frames.
         with_seed: whether the seed opens the WAV.
         shards: the folder of shards that times and frames count through; the run's own by default.
         temperature: below 1 keeps to what is likely, above 1 dares more; 1 is what was learned. Only for heads with a
@@ -68,7 +70,7 @@ class GenerateConfig:
     checkpoint: str = "best"
     seconds: float = 60.0
     seed: str = "listening:1"
-    seed_frames: int = 200
+    seed_frames: int | None = None
     with_seed: bool = True
     shards: Path | None = None
     temperature: float | None = None
@@ -81,7 +83,7 @@ class GenerateConfig:
             raise ValueError("name the run to generate from: python -m babble.generate runs/NAME")
         if not self.seconds > 0:
             raise ValueError(f"--seconds {self.seconds}: above 0 is needed.")
-        if self.seed_frames < 1:
+        if self.seed_frames is not None and self.seed_frames < 1:
             raise ValueError(f"--seed_frames {self.seed_frames}: at least 1 is needed, silence for none of it.")
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"--temperature {self.temperature}: above 0 is needed.")
@@ -141,40 +143,50 @@ def find_seed(config: GenerateConfig, run: RunFolder, mode: Mode) -> Seed:
 
     Raises:
         FileNotFoundError: no such listening seed, shards or audio file.
-        ValueError: a place behind the end of the held-out recordings, shards or audio of another kind.
+        ValueError: a place behind the end of the held-out recordings, a seed shorter than asked for, shards or audio of
+            another kind.
     """
+    seed = _read_seed(config, run, mode)
+    wanted = config.seed_frames or len(seed.frames)
+    if len(seed.frames) < max(1, wanted):
+        raise ValueError(f"--seed {config.seed} has {len(seed.frames)} frames, but {max(1, wanted)} are needed.")
+    return Seed(seed.frames[:wanted], seed.origin)
+
+
+def _read_seed(config: GenerateConfig, run: RunFolder, mode: Mode) -> Seed:
+    seed_frames = config.seed_frames or SEED_FRAMES
     if config.seed == "silence":
-        return Seed(np.repeat(silence_frame(mode)[None], config.seed_frames, axis=0), "silence")
+        return Seed(np.repeat(silence_frame(mode)[None], seed_frames, axis=0), "silence")
     if match := re.fullmatch(r"listening:(\d+)", config.seed):
         path = run.seeds / f"{match[1]}.c2"
         if not path.is_file():
             there = ", ".join(sorted(f"listening:{path.stem}" for path in run.seeds.glob("*.c2")))
             raise FileNotFoundError(f"{run.path} has no seed {config.seed}; it has {there or 'none'}.")
         frames, _ = read_c2(path)
-        return Seed(frames[: config.seed_frames], f"{config.seed} of {run.path}")
+        return Seed(frames, f"{config.seed} of {run.path}")
     seconds = _seconds_of(config.seed)
     frame_number = re.fullmatch(r"frame:(\d+)", config.seed)
     if config.seed == "random" or seconds is not None or frame_number:
         held_out, folder = _held_out_frames(config, run, mode)
-        latest = len(held_out) - config.seed_frames
+        latest = len(held_out) - seed_frames
         if config.seed == "random":
             first = int(np.random.default_rng(config.random_seed).integers(max(1, latest + 1)))
         else:
             first = int(frame_number[1]) if frame_number else round((seconds or 0) * mode.frames_per_second)
         if not 0 <= first <= latest:
             raise ValueError(
-                f"--seed {config.seed}: frame {first} and {config.seed_frames} frames on is behind the end of the "
+                f"--seed {config.seed}: frame {first} and {seed_frames} frames on is behind the end of the "
                 f"held-out recordings of {folder}, which have {len(held_out)} frames "
                 f"({len(held_out) / mode.frames_per_second / 60:.1f} minutes)."
             )
-        return Seed(held_out[first : first + config.seed_frames], f"held-out frame {first} of {folder}")
+        return Seed(held_out[first : first + seed_frames], f"held-out frame {first} of {folder}")
     path = Path(config.seed)
     if not path.is_file():
         raise FileNotFoundError(
             f"--seed {config.seed}: neither a time (12:30), frame:N, random, silence, listening:N, nor a file "
             "that exists."
         )
-    return Seed(_frames_of_audio(path, mode)[: config.seed_frames], str(path))
+    return Seed(_frames_of_audio(path, mode), str(path))
 
 
 def _held_out_frames(config: GenerateConfig, run: RunFolder, mode: Mode) -> tuple[np.ndarray, Path]:
@@ -255,8 +267,6 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         )
     mode = model.mode
     seed = find_seed(config, run, mode)
-    if len(seed.frames) == 0:
-        raise ValueError(f"--seed {config.seed}: too short, not even one frame of {mode.frame_ms} ms.")
 
     threads = torch.get_num_threads()
     # One stream is a chain of small products: a second thread only costs.

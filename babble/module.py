@@ -123,11 +123,9 @@ class BabbleModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of all ranks together."""
-        sums = self.cost_sums
-        if self.trainer.world_size > 1:
-            sums = cast(Tensor, self.all_gather(sums)).sum(dim=0)
+        sums = cast(Tensor, self.trainer.strategy.reduce(self.cost_sums, reduce_op="sum"))
         for name, value in held_out_figures(sums, self.model, self.mode).items():
-            self.log(f"val/{name}", value, rank_zero_only=True)
+            self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule as a function of the step alone."""

@@ -8,7 +8,7 @@ runs/NAME/
     checkpoints/       last.ckpt (all that a resume needs), best.ckpt and stage-N.ckpt (weights)
     listening/         seeds/N.c2, real/, epoch-NNNN/: what one can hear and see
     wandb/ wandb_id    the W&B run, offline without a key
-    finished.json      written at the end: why it stopped and its best figure
+    finished.json      written at the end: its best figure and how many steps it took
 """
 
 import contextlib

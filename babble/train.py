@@ -16,6 +16,7 @@ import os
 import secrets
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -25,6 +26,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from babble.checkpoints import Checkpoints, StopRequest
@@ -87,8 +89,8 @@ class WandbConfig:
     """Where dashboards are.
 
     Attributes:
-        mode: "auto" is online where there is a key for W&B and offline where there is none; "online", "offline",
-            "off".
+        mode: "auto" is what WANDB_MODE says, else online where there is a key for W&B and offline where there is none;
+            "online", "offline", "off".
         project: the W&B project.
         entity: the W&B team or user; None for the key's own.
         group: runs of one group are shown together.
@@ -188,7 +190,7 @@ def _wandb_logger(config: TrainConfig, run: RunFolder) -> list[Logger]:
 
     mode = config.wandb.mode
     if mode == "auto":
-        mode = "online" if _has_wandb_key() else "offline"
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
     id_file = run.path / "wandb_id"
     if not id_file.is_file():
         id_file.write_text(secrets.token_hex(4))
@@ -257,24 +259,27 @@ def train(config: TrainConfig) -> TrainResult:
     """
     data = SpeechData(config.data, config.random_seed)
     data.setup()
-    run = RunFolder(config.runs / config.run_name)
-    with run.locked():
-        run.claim(config_to_dict(config))
-        if run.finished.is_file():
-            return TrainResult(run.path, **json.loads(run.finished.read_text()), already_finished=True)
-        run.note_start()
-        return _fit(config, data, run)
-
-
-def _fit(config: TrainConfig, data: SpeechData, run: RunFolder) -> TrainResult:
-    if config.compute.threads:
-        torch.set_num_threads(config.compute.threads)
     pl.seed_everything(config.random_seed, verbose=False)
     module = BabbleModule(config.model, data.mode, config.optim, _total_steps(config, data))
+    if config.init_from:
+        _start_weights(module, config.init_from)
+    run = RunFolder(config.runs / config.run_name)
+    # Other ranks are started by the first one, in the folder that it holds.
+    with run.locked() if _is_first_rank() else nullcontext():
+        if _is_first_rank():
+            run.claim(config_to_dict(config))
+        if run.finished.is_file():
+            return TrainResult(run.path, **json.loads(run.finished.read_text()), already_finished=True)
+        if _is_first_rank():
+            run.note_start()
+        return _fit(config, data, module, run)
+
+
+def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFolder) -> TrainResult:
+    if config.compute.threads:
+        torch.set_num_threads(config.compute.threads)
     last = run.checkpoint("last")
     resumed = load_checkpoint(last) if last.is_file() else None
-    if config.init_from and not resumed:
-        _start_weights(module, config.init_from)
     baselines = measure_baselines(
         [recording.frames for recording in data.train_recordings],
         [recording.frames for recording in data.validation_recordings],
@@ -308,12 +313,15 @@ def _fit(config: TrainConfig, data: SpeechData, run: RunFolder) -> TrainResult:
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
         # Small epochs are meant; a row of figures comes every so many steps whatever the epochs.
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+        # Its other name is newer than the oldest torch that babble runs on.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")
         # Its banner and tips say nothing of this run; what matters of it is said above.
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
         trainer = pl.Trainer(
             accelerator=config.compute.accelerator,
             devices=config.compute.devices,
-            strategy="ddp" if config.compute.devices > 1 else "auto",
+            # No buffer changes in training, so none needs to be sent round before each step.
+            strategy=DDPStrategy(broadcast_buffers=False) if config.compute.devices > 1 else "auto",
             precision=config.compute.precision,  # type: ignore[arg-type]
             max_epochs=config.stop.epochs or -1,
             max_steps=config.stop.steps or -1,
