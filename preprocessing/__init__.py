@@ -1,0 +1,1 @@
+"""What happens to one recording on its way to frames: no Ray, no torch."""
