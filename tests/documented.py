@@ -1,0 +1,80 @@
+"""What README.md and the configs tell a user to type, and whether it would work: read by the real parsers, not run."""
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from babble.commands import read_config
+
+ROOT = Path(__file__).parent.parent
+FENCED_SH = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# Not ours to check: a command that begins so is taken as it is.
+FROM_OUTSIDE = ("aplay", "apt-get", "cd", "git", "source", "sudo", "unzip", "wget")
+
+
+def find_commands(markdown: str) -> list[str]:
+    """Return the commands of the fenced sh blocks, one a line: comments left out, continued lines joined."""
+    lines = "".join(FENCED_SH.findall(markdown)).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+def read_program(module: str, argv: list[str]) -> Any:
+    """Return the config that `python -m module argv` would work with.
+
+    Raises:
+        ValueError: the program's parser or config refuses, in its words.
+    """
+    found = []
+
+    def only_read(config_class: type[Any], work: Any, prog: str, positional: str | None = None) -> None:
+        found.append(read_config(config_class, argv, prog, positional))
+
+    said = io.StringIO()
+    with mock.patch("babble.commands.run_command", only_read), contextlib.redirect_stderr(said):
+        try:
+            # As `python -m` runs it: executed anew, so it finds the run_command above, whoever imported it before.
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit:
+            raise ValueError(said.getvalue().partition("error: ")[2].strip()) from None
+    return found[0]
+
+
+def check_command(command: str) -> None:
+    """Raise ValueError, naming the cause, if a command of README's would not work; any kind not known here is one."""
+    for part in re.split(r"&&|\|", command):
+        words = shlex.split(part, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        match words:
+            case ["python" | ".venv/bin/python", "-m", module, *argv] if module.startswith(("babble.", "jobs.")):
+                read_program(module, argv)
+            case ["make", *goals]:
+                targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+                check_known(goals, [*targets, "PYTHON"], "target of the Makefile")
+            case ["sbatch", *rest]:
+                scripts = [word for word in rest if word.endswith(".sh")]
+                check_known(
+                    scripts or ["nothing"], [str(p.relative_to(ROOT)) for p in ROOT.glob("slurm/*.sh")], "script"
+                )
+            case ["pip" | ".venv/bin/pip", "install", "-c", "constraints.txt", "-e", place]:
+                extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+                check_known(re.split(r"[\[\],]+", place)[1:-1], list(extras), "extra of pyproject.toml")
+            case [program, *_] if program in FROM_OUTSIDE:
+                pass
+            case _:
+                raise ValueError(f"{part.strip()!r}: no kind of command that tests/documented.py can check")
+
+
+def check_known(words: list[str], known: list[str], what: str) -> None:
+    """Raise ValueError for the first word that is not known; of NAME=VALUE the name counts."""
+    for word in words:
+        if word.partition("=")[0] not in known:
+            raise ValueError(f"{word!r} is no {what}: {', '.join(known)}")

@@ -1,0 +1,60 @@
+"""Each extra installs what its part needs and no more, tried in environments of their own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ("babble", "preprocessing", "jobs", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+
+
+def install(folder: Path, extra: str) -> Path:
+    """Return the Python of a new environment that has only this extra, installed from a copy of the source."""
+    source = folder / "source"
+    source.mkdir()
+    for name in SOURCE:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    python = folder / "venv" / "bin" / "python"
+    run(python, folder, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", "-e", f".[{extra}]")
+    return python
+
+
+def run(python: Path, folder: Path, *words: str) -> None:
+    """Run the environment's Python in the copy of the source; what the tests' own environment sets stays out."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run([python, *words], cwd=folder / "source", env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def assert_not_installed(python: Path, folder: Path, *libraries: str) -> None:
+    code = f"from importlib.util import find_spec; assert not [x for x in {libraries!r} if find_spec(x)]"
+    run(python, folder, "-c", code)
+
+
+def test_a_preprocessing_node_needs_no_torch(tmp_path: Path) -> None:
+    python = install(tmp_path, "preprocess")
+    assert_not_installed(python, tmp_path, "torch", "pytorch_lightning", "wandb")
+    shards = tmp_path / "shards"
+    run(python, tmp_path, "-m", "jobs.preprocess", "--sources", str(ROOT / "tests/speech"), "--out", str(shards))
+    assert (shards / "manifest.json").is_file()
+    assert list(shards.glob("train-*.tar"))
+
+
+def test_a_training_node_needs_no_ray(tmp_path: Path) -> None:
+    python = install(tmp_path, "train")
+    assert_not_installed(python, tmp_path, "ray", "lightning")
+    for program in ("babble.train", "babble.generate"):
+        run(python, tmp_path, "-m", program, "--help")
+
+
+def test_a_tuning_node_has_both(tmp_path: Path) -> None:
+    python = install(tmp_path, "tune")
+    run(python, tmp_path, "-c", "import babble.train, ray.tune, optuna")
