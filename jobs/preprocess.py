@@ -206,7 +206,7 @@ def _leave_ctrl_c_to_the_driver() -> None:
 
 @dataclass
 class _Open:
-    """A recording under way: its hash once known, frames of its pieces, pieces missing in the staging."""
+    """A recording under way: its hash, facts and number of pieces once known, and how many are being encoded."""
 
     source: Source
     sha256: str = ""
@@ -218,11 +218,12 @@ class _Open:
 
 @dataclass
 class Encoded:
-    """What came out of the encoding: hash by recording, failures as (name, cause), and its cost."""
+    """What came out of the encoding: hash by recording, failures as (name, cause), speech done now and before."""
 
     sha256: dict[str, str] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+    staged_seconds: float = 0.0
     wall_seconds: float = 0.0
 
 
@@ -376,7 +377,9 @@ class Encoding:
             if news["seconds"] is not None:
                 self._progress.learn(name, news["seconds"])
             staged_bytes = self._staging.count_bytes(name, recording.sha256)
-            self._progress.add(self._seconds(staged_bytes // self._mode.packet_bytes), is_staged=True)
+            staged_seconds = self._seconds(staged_bytes // self._mode.packet_bytes)
+            self._done.staged_seconds += staged_seconds
+            self._progress.add(staged_seconds, is_staged=True)
         elif "piece" in news:
             packets = self._encode.remote(next(stream), news["warmup_frames"], self._mode)
             self._encoding[packets] = (recording, news["piece"], news["frames"])
@@ -462,6 +465,8 @@ def preprocess(config: PreprocessConfig) -> None:
     found = find_sources(list(config.sources))
     if not found.sources and not found.failures:
         raise ValueError(f"there is no recording in {', '.join(map(str, config.sources))}.")
+    if config.gain_db and all(source.suffix in FRAME_SUFFIXES for source in found.sources):
+        raise ValueError("--gain_db has no effect: every recording is encoded already.")
     matched = match_names([source.name for source in found.sources], config.split) if found.sources else None
     if _is_finished(config, found):
         return
@@ -502,6 +507,8 @@ def _is_finished(config: PreprocessConfig, found: Found) -> bool:
     """
     out = config.out
     assert out is not None
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder.")
     if (out / STAGING).is_dir() or not out.is_dir():
         return False
     if not (out / MANIFEST).is_file():
@@ -641,8 +648,9 @@ def _describe(
         )
     hours = encoded.seconds / 3600
     speed = encoded.seconds / encoded.wall_seconds if encoded.wall_seconds else 0.0
+    before = f"; {encoded.staged_seconds / 3600:.2f} h were done before" if encoded.staged_seconds else ""
     lines.append(
-        f"encoded {hours:.2f} h in {encoded.wall_seconds:.1f} s, {speed:.0f} x real time; Ray took "
+        f"{hours:.2f} h in {encoded.wall_seconds:.1f} s, {speed:.0f} x real time{before}; Ray took "
         f"{ray_seconds[0]:.1f} s to start and {ray_seconds[1]:.1f} s to stop"
     )
     return lines

@@ -86,13 +86,16 @@ def read_head(file: IO[bytes]) -> bytes:
     """
     head = file.read(16)
     if head.startswith(b"ID3") and len(head) >= 10:
-        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        file.seek(10 + size)
+        file.seek(10 + _tag_size(head))
         behind = file.read(16)
         # Some writers pad behind the tag; then the tag is all that is known, and it is MP3's own.
         head = behind if sniff(behind) else head
     file.seek(0)
     return head
+
+
+def _tag_size(head: bytes) -> int:
+    return head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
 
 
 def _check_kind(path: Path, file: IO[bytes]) -> str:
@@ -128,35 +131,48 @@ def _quiet_library() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _xing_tells_length(file: IO[bytes]) -> bool:
-    """Return whether an MP3's first frame tells how many follow; without it the length is only estimated."""
+def _check_xing(file: IO[bytes]) -> bool:
+    """Return whether an MP3's first frame tells how many follow; without it the length is only estimated.
+
+    Raises:
+        BadRecording: another MP3 follows behind the bytes that it tells of; decoders stop there without a word.
+    """
     head = file.read(10)
     start = 0
     if head.startswith(b"ID3") and len(head) == 10:
-        start = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+        start = 10 + _tag_size(head)
     file.seek(start)
     first = file.read(4096)
+    at = max(first.find(b"Xing"), first.find(b"Info"))
+    flags = first[at + 7] if 0 <= at < len(first) - 16 else 0
+    if flags & 3 == 3:
+        file.seek(start + int.from_bytes(first[at + 12 : at + 16], "big"))
+        behind = file.read(16)
+        if sniff(behind) in ("MP3", "ID3"):
+            raise BadRecording("several MP3s joined byte by byte: only the first would be read; join them with ffmpeg")
     file.seek(0)
-    for tag in (b"Xing", b"Info"):
-        at = first.find(tag)
-        if at >= 0 and len(first) >= at + 8:
-            return bool(first[at + 7] & 1)
-    return False
+    return bool(flags & 1)
 
 
-def _last_page_is_marked(file: IO[bytes]) -> bool:
-    """Return whether an Ogg file ends with a whole page that says it is the last."""
+def _check_pages(file: IO[bytes]) -> None:
+    """Raise if an Ogg file does not end with a whole page that says it is the last, of the stream that it began with.
+
+    Raises:
+        BadRecording: truncated, or several streams one behind the other, of which libsndfile reads the first.
+    """
+    first = file.read(27)
     file.seek(0, os.SEEK_END)
     # A page has at most 65,307 bytes.
     file.seek(max(0, file.tell() - 66_000))
     tail = file.read()
     file.seek(0)
     at = tail.rfind(b"OggS")
-    if at < 0 or len(tail) < at + 27:
-        return False
-    num_segments = tail[at + 26]
-    table = tail[at + 27 : at + 27 + num_segments]
-    return bool(tail[at + 5] & 4) and len(tail) >= at + 27 + num_segments + sum(table)
+    last = tail[at:] if at >= 0 else b""
+    is_whole = len(last) >= 27 and len(last) >= 27 + last[26] + sum(last[27 : 27 + last[26]])
+    if not is_whole or not last[5] & 4:
+        raise BadRecording("truncated: its last page is missing or cut")
+    if first[14:18] != last[14:18]:
+        raise BadRecording("several OGG streams joined: only the first would be read; join them with ffmpeg")
 
 
 def _missing_wav_bytes(file: IO[bytes]) -> int:
@@ -256,13 +272,13 @@ def open_recording(path: Path, gain_db: float = 0.0) -> Iterator[Recording]:
         kind = _check_kind(path, file)
         if kind == "WAV" and (missing := _missing_wav_bytes(file)):
             raise BadRecording(f"truncated: {missing:,} bytes fewer than its header promises")
-        if kind == "OGG" and not _last_page_is_marked(file):
-            raise BadRecording("truncated: its last page is missing or cut")
+        if kind == "OGG":
+            _check_pages(file)
         if kind in ("MP4", "AAC"):
             with _open_av(file, kind, gain) as recording:
                 yield recording
             return
-        length_is_known = kind != "MP3" or _xing_tells_length(file)
+        length_is_known = kind != "MP3" or _check_xing(file)
         try:
             with _quiet_library():
                 # By number: a name that is no UTF-8 is no hindrance then.

@@ -99,7 +99,10 @@ def _search_folder(folder: Path, found: Found) -> None:
 
     name = folder.resolve().name
     for parent, folders, files in os.walk(folder, onerror=complain, followlinks=False):
-        folders.sort()
+        hidden = sorted(name for name in folders if _is_hidden(PurePosixPath(name)))
+        found.ignored += [_printable(f"{parent}/{name}/") for name in hidden]
+        # In place: os.walk goes where this list says.
+        folders[:] = sorted(set(folders) - set(hidden))
         for file in sorted(files):
             path = Path(parent, file)
             inside = path.relative_to(folder).as_posix()

@@ -293,6 +293,23 @@ def test_an_id3_tag_hides_nothing(tmp_path: Path) -> None:
     assert "there is FLAC inside" in cause(tmp_path / "b.mp3")
 
 
+@needs_ffmpeg
+def test_files_joined_byte_by_byte_are_not_half_read(wav: Path, tmp_path: Path) -> None:
+    for name in ("a.mp3", "a.ogg"):
+        data = convert(wav, name).read_bytes()
+        path = tmp_path / name
+        path.write_bytes(data + data)
+        if name == "a.ogg":
+            # The same stream twice has one serial number; two streams have two.
+            soundfile.write(tmp_path / "b.ogg", speech_at(8000), 8000)
+            path.write_bytes(data + (tmp_path / "b.ogg").read_bytes())
+        assert cause(path).startswith("several ")
+    # Tags behind the last frame are no second recording.
+    mp3 = convert(wav, "a.mp3").read_bytes()
+    (tmp_path / "tag.mp3").write_bytes(mp3 + b"TAG" + bytes(125))
+    assert len(read(tmp_path / "tag.mp3")[0]) == len(read(wav.with_name("a.mp3"))[0])
+
+
 def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
     assert cause(tmp_path / "a.mp3") == "unreadable: No such file or directory"
 

@@ -171,7 +171,7 @@ def test_one_worker_of_another_process_makes_the_same_bytes(
     output, errors = command.communicate(timeout=120)
     assert (command.returncode, errors) == (0, "")
     assert hash_folder(out) == undisturbed
-    assert "encoded 0.02 h" in output
+    assert "0.02 h in " in output
     assert "x real time; Ray took" in output
     assert "next: python -m babble.train" in output
     assert (out / "report.txt").read_text() in output
@@ -258,6 +258,45 @@ def test_a_run_that_dies_while_it_writes_is_finished_by_the_same_command(
     preprocess(config(book, out))
     assert hash_folder(out) == undisturbed
     assert not (out / STAGING).exists()
+
+
+@pytest.fixture
+def unaccepted(book: Path, tmp_path: Path) -> Path:
+    """A folder whose staging was kept, as one recording too many has failed: mended, it goes on."""
+    (tmp_path / "mended.wav").write_text("not yet")
+    with pytest.raises(CommandError, match="1 recordings failed, 0 are accepted"):
+        preprocess(config([book, tmp_path / "mended.wav"], tmp_path / "shards"))
+    soundfile.write(tmp_path / "mended.wav", read_speech(2, 7), 8000)
+    return tmp_path / "shards"
+
+
+def test_only_the_pieces_that_lack_are_encoded_again(unaccepted: Path, book: Path, tmp_path: Path) -> None:
+    before = staged_pieces(unaccepted)
+    (facts,) = [path for path in unaccepted.glob(f"{STAGING}/*/*/facts.json") if "chapter-8" in path.read_text()]
+    facts.unlink()
+    lost = facts.with_name("000002.packets")
+    lost.unlink()
+    (tmp_path / "mended.wav").write_text("no, not yet")
+    with pytest.raises(CommandError, match="1 recordings failed, 0 are accepted"):
+        preprocess(config([book, tmp_path / "mended.wav"], unaccepted))
+    after = staged_pieces(unaccepted)
+    assert {path for path in after if after[path] != before[path]} == {lost}
+
+
+def test_a_folder_that_is_being_written_anew_is_not_taken_for_finished(
+    unaccepted: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise RuntimeError("killed here")
+
+    assert (unaccepted / MANIFEST).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.preprocess, "write_shards", die)
+        with pytest.raises(RuntimeError, match="killed here"):
+            preprocess(config([book, tmp_path / "mended.wav"], unaccepted))
+    assert not (unaccepted / MANIFEST).exists()
+    preprocess(config([book, tmp_path / "mended.wav"], unaccepted))
+    assert "mended" in {recording["name"] for recording in read_manifest(unaccepted).recordings}
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -564,6 +603,11 @@ def test_a_pattern_without_a_recording_is_refused_before_any_work(book: Path, tm
     with pytest.raises(ValueError, match="no recording is called 'part-13'"):
         preprocess(config(book, tmp_path / "shards", split=SplitConfig(test=("part-13",))))
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_gain_on_encoded_recordings_is_refused(book: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--gain_db has no effect: every recording is encoded already"):
+        preprocess(config(book / "chapter-9.c2", tmp_path / "shards", gain_db=3.0))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -57,12 +57,13 @@ def test_two_files_of_one_name_are_named_both(tmp_path: Path) -> None:
 
 def test_what_is_clearly_no_audio_is_ignored_but_listed(tmp_path: Path) -> None:
     folder = fill(tmp_path / "book", "README", "cover.jpg", "notes.txt", ".hidden.mp3", "._1.mp3", data=b"\xff\xd8\xff")
-    fill(folder, "1.mp3")
+    fill(folder, "1.mp3", ".trash/3.mp3", ".trash/4.mp3")
     make_zip(folder / "z.zip", "2.mp3", "cover.jpg", "__MACOSX/._2.mp3")
     found = find_sources([folder])
     assert [source.name for source in found.sources] == ["book/1", "book/z/2"]
     assert found.failures == []
-    assert len(found.ignored) == 7
+    assert len(found.ignored) == 8
+    assert f"{folder}/.trash/" in found.ignored
 
 
 def test_audio_that_would_be_lost_without_a_word_fails(tmp_path: Path) -> None:

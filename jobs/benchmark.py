@@ -1,0 +1,809 @@
+"""How fast babble is, each figure beside its floor: the same work in the barest loop there is.
+
+    python -m jobs.benchmark [--sources PATH...] [--only preprocess generation] [--json figures.json]
+
+1. `measure_preprocess`: CPU time of `jobs.preprocess` beside one plain loop over the same audio, how busy it keeps the
+   cores, and the memory of its workers;
+2. `measure_data`: windows a second beside what the training step takes of them;
+3. `measure_training`: the real `train` beside a bare PyTorch loop on the same batches;
+4. `measure_generation`: `iterate_babble` beside a bare loop of fused cells.
+
+A figure and its floor take turns, several times, in the same run and on the same cores, so that a noisy machine harms
+both alike; what counts is the median of the ratios of neighbours. Whoever measures wants a machine that does nothing
+else. Out: a table, and JSON where asked for. A miss is shown, it is no error. Linux only.
+"""
+
+import ctypes
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import mock
+
+import numpy as np
+
+from babble.commands import CommandError, config_to_dict, run_command
+from babble.frames import SAMPLE_RATE_HZ, Mode, get_mode
+from babble.run import RunFolder, environment
+
+# Imported where it is used: torch and the codec would count as CPU time of the bare floors.
+if TYPE_CHECKING:
+    from babble.model import Babbler
+
+COMMAND = "python -m jobs.benchmark"
+PARTS = ("preprocess", "data", "training", "generation")
+MODE = get_mode("1300")
+ROOT = Path(__file__).parent.parent
+SPEECH = ROOT / "tests" / "speech"
+# What both the job and the bare floor read; M4B and AAC take another library.
+SOUNDFILE_SUFFIXES = (".mp3", ".flac", ".wav", ".ogg", ".oga", ".opus")
+BLOCK_VALUES = 1 << 16
+# Above this one pair of preprocessing is enough, and takes long enough.
+ONE_PAIR_HOURS = 5
+CROWD_SECONDS = 3600
+STREAMS = 64
+SEED_FRAMES = 200
+# As in configs/babble-rnn-2017-*.yaml.
+BATCH_SIZE, WINDOW_FRAMES = 32, 200
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure how fast babble is, each figure beside its floor.
+
+    Attributes:
+        only: The parts to measure: preprocess, data, training, generation.
+        sources: Recordings to preprocess (MP3, FLAC, WAV, OGG), or folders of them; without, the project's own
+            tests/speech is joined in several orders and written as MP3.
+        json: A file for every value of every figure.
+        pairs: Preprocessings, each beside its floor; by default 3, or 1 for more than 5 hours of audio.
+        speech_hours: How much of tests/speech to preprocess where there are no sources.
+        turns: How often the other figures and their floors take turns.
+        corpus_hours: Length of the training corpus, made of tests/speech again and again.
+        units: Hidden units of each of the three layers, for data and generation.
+        training_units: The same for each network that is trained.
+        training_steps: Training steps a turn.
+        frames: Frames a turn of one stream; of 64 streams a tenth.
+        seconds: What a whole `python -m babble.generate` makes.
+    """
+
+    only: tuple[str, ...] = PARTS
+    sources: tuple[Path, ...] = ()
+    json: Path | None = None
+    pairs: int | None = None
+    speech_hours: float = 2.0
+    turns: int = 11
+    corpus_hours: float = 12.0
+    units: int = 320
+    training_units: tuple[int, ...] = (160, 320)
+    training_steps: int = 2
+    frames: int = 1000
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be measured."""
+        if unknown := [part for part in self.only if part not in PARTS]:
+            raise ValueError(f"--only {unknown[0]} is none of {', '.join(PARTS)}.")
+        for key in ("pairs", "turns", "units", "training_steps", "frames"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"--{key} {value}: at least 1 is needed.")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure and what it stands beside.
+
+    Attributes:
+        name: what was measured, on what.
+        unit: of `values` and `floors`.
+        values: a value a turn.
+        floors: the floor's value in each of these turns; empty where a value stands for itself.
+        at_least: what the median ratio (the median value where there is no floor) should reach.
+        at_most: what it should not exceed.
+        note: what else there is to know.
+    """
+
+    name: str
+    unit: str
+    values: tuple[float, ...]
+    floors: tuple[float, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Each value over the floor of its turn; the values themselves where there is no floor."""
+        if not self.floors:
+            return self.values
+        return tuple(value / floor for value, floor in zip(self.values, self.floors, strict=True))
+
+    @property
+    def median(self) -> float:
+        """The median of the ratios: what counts."""
+        return statistics.median(self.ratios)
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether it is as it should be; None where nothing is asked of it."""
+        if self.at_least is None and self.at_most is None:
+            return None
+        return (self.at_least is None or self.median >= self.at_least) and (
+            self.at_most is None or self.median <= self.at_most
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it with what follows from it, ready for JSON."""
+        ratios = {"ratio": self.median, "ratio_min": min(self.ratios), "ratio_max": max(self.ratios)}
+        return {**asdict(self), **(ratios if self.floors else {}), "is_met": self.is_met}
+
+
+def format_table(figures: Sequence[Figure]) -> str:
+    """Return the figures as lines to read: medians, and the spread of the ratios."""
+    header = ("figure", "median", "floor", "ratio", "min..max", "wanted", "")
+    rows = [header]
+    for figure in figures:
+        wanted = f">= {figure.at_least:g}" if figure.at_least is not None else ""
+        wanted += f"<= {figure.at_most:g}" if figure.at_most is not None else ""
+        spread = f"{min(figure.ratios):.3g}..{max(figure.ratios):.3g}" if len(figure.values) > 1 else ""
+        verdict = {None: "", True: "ok", False: "MISS"}[figure.is_met]
+        floor = f"{statistics.median(figure.floors):,.4g}" if figure.floors else ""
+        ratio = f"{figure.median:.3f}" if figure.floors else ""
+        value = f"{statistics.median(figure.values):,.4g} {figure.unit}"
+        rows.append((figure.name, value, floor, ratio, spread, wanted, verdict))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    notes = [f"  {figure.name}: {figure.note}" for figure in figures if figure.note]
+    return "\n".join([*lines, *notes])
+
+
+def take_turns(turns: int, first: Callable[[], float], second: Callable[[], float]) -> tuple[tuple[float, ...], ...]:
+    """Return what both measured in each turn, after one turn each to warm up; who begins changes from turn to turn."""
+    first(), second()
+    pairs = [(first(), second()) if turn % 2 else (second(), first())[::-1] for turn in range(turns)]
+    return tuple(zip(*pairs, strict=True))
+
+
+def per_second(count: int, work: Callable[[], object]) -> float:
+    """Return how many a second there are of what `work` makes `count` of."""
+    start = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - start)
+
+
+def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Return what a function returns in a fresh process: its threads, cores and children are no one else's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _stay_on_one_core() -> None:
+    import torch
+
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+
+
+# ---- CPU time of a command and everything it starts
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command took, it and all processes that came of it, daemons too.
+
+    Attributes:
+        cpu_seconds: user and system time.
+        wall_seconds: from its start until the last of its processes has ended.
+        working_seconds: from the first to the last Ray task; 0 without any.
+        busy: share of the cores that it kept busy in that time.
+        least_busy: share of that time in which the least busy core had work, anybody's.
+        rss_mb: the largest peak memory of a process that Ray tasks ran in, shared pages included.
+        pss_mb: the largest proportional set size seen: shared pages divided among those who share them.
+    """
+
+    cpu_seconds: float
+    wall_seconds: float
+    working_seconds: float = 0.0
+    busy: float = 0.0
+    least_busy: float = 0.0
+    rss_mb: float = 0.0
+    pss_mb: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Process:
+    parent: int
+    name: str
+    started: int
+    seconds: float
+
+
+SAMPLE_SECONDS = 0.25
+# Ray names a process after the task that it runs, or so where it runs none.
+RAY_TASK, NO_RAY_TASK = "ray::", ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _read_family() -> dict[int, _Process]:
+    """Return all that came of this process, each with the CPU time of its own and of the children that it reaped."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    processes = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            name, rest = Path(f"/proc/{entry}/stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:
+            continue  # It has ended in between.
+        values = rest.split()
+        seconds = sum(int(value) for value in values[11:15]) / ticks
+        processes[int(entry)] = _Process(int(values[1]), name, int(values[19]), seconds)
+    family: set[int] = set()
+    grown = {os.getpid()}
+    while grown:
+        grown = {pid for pid, process in processes.items() if process.parent in grown}
+        family |= grown
+    return {pid: processes[pid] for pid in family}
+
+
+def _read_status(pid: int, file: str, key: str) -> str:
+    try:
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if line.startswith(key):
+                return line.split()[1]
+    except OSError:
+        pass
+    return "0"
+
+
+def _ignores_children(pid: int) -> bool:
+    return bool(int(_read_status(pid, "status", "SigIgn:"), 16) >> (signal.SIGCHLD - 1) & 1)
+
+
+def _core_seconds() -> np.ndarray:
+    """Return the busy seconds of each of our cores since the machine started, everybody's."""
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    busy = {line[0]: sum(int(line[n]) for n in (1, 2, 3, 6, 7)) for line in lines if line[0].startswith("cpu")}
+    return np.array([busy[f"cpu{core}"] for core in sorted(os.sched_getaffinity(0))]) / os.sysconf("SC_CLK_TCK")
+
+
+def measure_command(command: list[str]) -> Usage:
+    """Return what a command took; to be called in a process of its own, which becomes the parent of all orphans.
+
+    CPU time goes up from child to parent when the parent waits for it, so nearly all of it arrives here. Ray's raylet
+    does not wait for its workers (it ignores SIGCHLD): what was last seen of those is added.
+
+    Raises:
+        CommandError: it failed; with the end of what it said.
+    """
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    os.chdir(ROOT)
+    with tempfile.NamedTemporaryFile() as said:
+        start = time.monotonic()
+        child = os.posix_spawnp(
+            command[0],
+            command,
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 1, said.name, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2)],
+        )
+        code, usage = _watch(child, start)
+        if code:
+            raise CommandError(f"{' '.join(command)[:200]} failed: {Path(said.name).read_text()[-2000:]}")
+    return usage
+
+
+def _watch(child: int, start: float) -> tuple[int, Usage]:
+    """Return the child's exit code, and what it and its kin took, once all of them have ended."""
+    code, unwaited, rss, pss = 0, 0.0, 0.0, 0.0
+    before: dict[int, tuple[_Process, bool]] = {}
+    workers: set[int] = set()
+    working: list[tuple[float, float, np.ndarray]] = []
+    is_over = False
+    for sample in itertools.count():
+        reaped: dict[int, int] = {}
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                reaped |= [ended]
+        except ChildProcessError:
+            is_over = True
+        if child in reaped:
+            code = os.waitstatus_to_exitcode(reaped[child])
+        family = _read_family()
+        for pid, (process, is_unwaited) in before.items():
+            is_gone = pid not in family or family[pid].started != process.started
+            if is_gone and is_unwaited and pid not in reaped:
+                unwaited += process.seconds
+        ignoring = {pid for pid in family if _ignores_children(pid)}
+        before = {pid: (process, process.parent in ignoring) for pid, process in family.items()}
+        names = {pid: process.name for pid, process in family.items() if process.name.startswith(RAY_TASK)}
+        tasks = {pid for pid, name in names.items() if not name.startswith(NO_RAY_TASK)}
+        if tasks:
+            cpu = _waited_seconds() + unwaited + sum(process.seconds for process in family.values())
+            working.append((time.monotonic(), cpu, _core_seconds()))
+        workers = (workers | tasks) & family.keys()
+        rss = max([rss, *(float(_read_status(pid, "status", "VmHWM:")) for pid in workers)])
+        if sample % 8 == 0:  # It takes the kernel a while.
+            pss = max([pss, *(float(_read_status(pid, "smaps_rollup", "Pss:")) for pid in workers)])
+        if is_over:
+            break
+        time.sleep(SAMPLE_SECONDS)
+    usage = Usage(
+        cpu_seconds=_waited_seconds() + unwaited,
+        wall_seconds=time.monotonic() - start,
+        rss_mb=rss * 1024 / 1e6,
+        pss_mb=pss * 1024 / 1e6,
+    )
+    if len(working) > 1:
+        (first, cpu, cores), (last, cpu_end, cores_end) = working[0], working[-1]
+        seconds = last - first
+        busy, least_busy = (cpu_end - cpu) / seconds / len(cores), float((cores_end - cores).min()) / seconds
+        usage = replace(usage, working_seconds=seconds, busy=busy, least_busy=least_busy)
+    return code, usage
+
+
+def _waited_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
+
+
+# ---- 1. preprocessing
+
+
+def encode_bare(paths: Sequence[Path | str]) -> Iterator[bytes]:
+    """Yield each recording's packets: the floor, the bare library calls in one plain loop."""
+    import pycodec2
+    import soundfile
+    import soxr
+
+    step = MODE.pcm_per_frame
+    for path in paths:
+        encode = pycodec2.Codec2(int(MODE.name)).encode
+        packets, left = [], np.empty(0, np.int16)
+        with soundfile.SoundFile(path) as sound:
+            rate = sound.samplerate
+            resampler = soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, "float32") if rate != SAMPLE_RATE_HZ else None
+            is_last = False
+            while not is_last:
+                block = sound.read(BLOCK_VALUES, dtype="float32", always_2d=True)
+                is_last = not len(block)
+                mono = sum(block.T) / sound.channels if sound.channels > 1 else block[:, 0]
+                if resampler:
+                    mono = resampler.resample_chunk(np.ascontiguousarray(mono), last=is_last)
+                pcm = np.clip(np.rint(mono * np.float32(32768)), -32768, 32767).astype(np.int16)
+                pcm = np.concatenate([left, pcm])
+                whole = len(pcm) // step * step
+                packets += [encode(pcm[at : at + step]) for at in range(0, whole, step)]
+                left = pcm[:0]
+        yield b"".join(packets)
+
+
+def run_bare_floor() -> None:
+    """Encode the recordings that the command line names, as `encode_bare` does, and throw the packets away."""
+    for _ in encode_bare(sys.argv[1:]):
+        pass
+
+
+def start_and_stop_ray() -> None:
+    """Start Ray on this machine as the preprocessing job does, let each core do nothing once, and stop it."""
+    os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token")
+    import ray
+
+    cores = len(os.sched_getaffinity(0))
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=40)
+    nothing: Any = ray.remote(lambda: None)
+    ray.get([nothing.remote() for _ in range(cores)])
+    ray.shutdown()
+
+
+def _call(function: Callable[[], None]) -> list[str]:
+    return [sys.executable, "-c", f"from jobs.benchmark import {function.__name__} as run; run()"]
+
+
+def find_recordings(sources: Sequence[Path]) -> list[Path]:
+    """Return the files to preprocess.
+
+    Raises:
+        FileNotFoundError, ValueError: a source that is not there, or no recording that soundfile reads.
+    """
+    from preprocessing.sources import find_sources
+
+    found = find_sources(list(sources)).sources
+    paths = [source.path.resolve() for source in found if not source.member and source.suffix in SOUNDFILE_SUFFIXES]
+    if not paths:
+        raise ValueError(f"--sources: no {', '.join(SOUNDFILE_SUFFIXES)} there (files and folders, no zips).")
+    return paths
+
+
+def join_speech(folder: Path, hours: float) -> list[Path]:
+    """Return MP3s made of tests/speech, so many hours: all of it a file, each in another order.
+
+    In another order, as the job refuses the same recording twice.
+    """
+    import soundfile
+
+    clips = [soundfile.read(path, dtype="int16") for path in sorted(SPEECH.glob("*.ogg"))]
+    rate, left = clips[0][1], round(hours * 3600 * clips[0][1])
+    paths: list[Path] = []
+    for order in itertools.permutations(range(len(clips))):
+        pcm = np.concatenate([clips[n][0] for n in order])[:left]
+        paths.append(folder / f"speech-{len(paths):03d}.mp3")
+        soundfile.write(paths[-1], pcm, rate)
+        left -= len(pcm)
+        if left < rate:
+            break
+    return paths
+
+
+def measure_preprocess(config: BenchmarkConfig, folder: Path) -> list[Figure]:
+    """Return CPU time beside the floor's, how busy the cores were and what memory the workers took."""
+    import soundfile
+
+    paths = find_recordings(config.sources) if config.sources else join_speech(folder, config.speech_hours)
+    seconds = [soundfile.info(path).duration for path in paths]
+    hours = sum(seconds) / 3600
+    what = f"{hours:.2f} h in {len(paths)} files of " + (
+        ", ".join(map(str, config.sources)) if config.sources else "tests/speech joined as MP3"
+    )
+    pairs = config.pairs or (1 if hours > ONE_PAIR_HOURS else 3)
+    _say(f"preprocess: {what}, {pairs} times each")
+    bare = [*_call(run_bare_floor), *map(str, paths)]
+    floors, jobs, rays, reports = [], [], [], []
+    for pair in range(pairs):
+        out = folder / f"shards-{pair}"
+        job = [sys.executable, "-m", "jobs.preprocess", "--sources", *map(str, paths), "--out", str(out)]
+        floors.append(in_own_process(measure_command, bare))
+        jobs.append(in_own_process(measure_command, job))
+        if not jobs[-1].working_seconds:
+            raise CommandError(f"{hours * 60:.1f} minutes of audio are too few: Ray was never seen at work on them.")
+        rays.append(in_own_process(measure_command, _call(start_and_stop_ray)))
+        (report,) = [line for line in (out / "report.txt").read_text().splitlines() if line.startswith("encoded ")]
+        reports.append(report)
+    floor_cpu = tuple(usage.cpu_seconds for usage in floors)
+    job_cpu = tuple(usage.cpu_seconds for usage in jobs)
+    ray_cpu = tuple(usage.cpu_seconds for usage in rays)
+    part = paths[: max(1, sum(total <= CROWD_SECONDS for total in itertools.accumulate(seconds)))]
+    return [
+        Figure(
+            "preprocessing, without Ray's start and stop",
+            "CPU s",
+            tuple(job - ray for job, ray in zip(job_cpu, ray_cpu, strict=True)),
+            floor_cpu,
+            at_most=1.10,
+            note=f"{what}; {reports[-1]}",
+        ),
+        Figure("preprocessing, with them", "CPU s", job_cpu, floor_cpu),
+        Figure("Ray's start and stop alone", "CPU s", ray_cpu, note=f"{rays[-1].wall_seconds:.1f} s by the clock"),
+        _measure_crowd(part),
+        Figure(
+            "cores busy while encoding",
+            "of each",
+            tuple(usage.busy for usage in jobs),
+            at_least=0.9,
+            note=f"{jobs[-1].working_seconds:.1f} s from the first Ray task to the last; with all else that ran on the "
+            f"machine the least busy core was busy {min(usage.least_busy for usage in jobs):.0%} of it",
+        ),
+        Figure(
+            "peak memory of a worker",
+            "MB",
+            tuple(usage.rss_mb for usage in jobs),
+            at_most=500,
+            note=f"{max(usage.pss_mb for usage in jobs):.0f} MB with shared pages divided among those who share them",
+        ),
+    ]
+
+
+def _measure_crowd(paths: Sequence[Path]) -> Figure:
+    """Return what the floor costs more where every core runs one: the machine's own part in what the job costs more."""
+    bare = [*_call(run_bare_floor), *map(str, paths)]
+    cores = len(os.sched_getaffinity(0))
+    alone = in_own_process(measure_command, bare).cpu_seconds
+    with ThreadPoolExecutor(cores) as threads:
+        crowd = list(threads.map(lambda _: in_own_process(measure_command, bare).cpu_seconds, range(cores)))
+    return Figure(f"the floor itself, {cores} at once", "CPU s", (statistics.mean(crowd),), (alone,))
+
+
+# ---- 2. and 3. data and training
+
+
+def make_corpus(folder: Path, hours: float) -> Path:
+    """Return a folder of shards: tests/speech again and again for training, 40 s of it for validation."""
+    from babble.frames import unpack_packets
+    from babble.shards import Manifest, Stretch, write_manifest, write_shards
+
+    wanted = round(hours * 3600 * MODE.frames_per_second)
+    speech: list[np.ndarray] = []
+    for packets in encode_bare(sorted(SPEECH.glob("*.ogg"))):
+        speech.append(unpack_packets(packets, MODE))
+        if sum(map(len, speech)) >= wanted:
+            break
+    lengths = itertools.accumulate(len(frames) for frames in itertools.cycle(speech))
+    copies = 1 + sum(1 for _ in itertools.takewhile(lambda total: total < wanted, lengths))
+    train = [Stretch(f"speech-{n:04d}", 0, speech[n % len(speech)]) for n in range(copies)]
+    validation = [Stretch("validation", 0, speech[0][:1000])]
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    shards, recordings = [], []
+    for split, parts in (("train", train), ("validation", validation)):
+        shards += write_shards(corpus, split, parts, MODE, entries_per_shard=64)
+        recordings += [{"name": p.recording, "split": split, "first_frame": 0, "frames": len(p.frames)} for p in parts]
+    write_manifest(corpus, Manifest(MODE, {}, recordings, shards, []))
+    return corpus
+
+
+def train_bare(model: "Babbler", windows: Iterator[Any]) -> Callable[[int], None]:
+    """Return a function that does so many training steps: the floor, PyTorch alone, 2017's optimizer."""
+    import torch
+
+    optimizer = torch.optim.NAdam(model.parameters())
+
+    def step(steps: int) -> None:
+        for _ in range(steps):
+            frames_BTF = next(windows).long()
+            hidden_BTH, _ = model(frames_BTF[:, :-1])
+            loss = model.typed_head.cost(hidden_BTH, frames_BTF[:, 1:]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return step
+
+
+def _network_2017(units: int) -> Any:
+    from babble.model import ModelConfig
+
+    return ModelConfig(inputs="scaled", cell="lstm", num_layers=3, units=units, head="regression")
+
+
+def _measure_data(config: BenchmarkConfig, corpus: Path) -> list[Figure]:
+    _stay_on_one_core()
+    from babble.data import DataConfig, SpeechData
+    from babble.model import Babbler
+
+    data = SpeechData(DataConfig(corpus, window_frames=WINDOW_FRAMES, batch_size=BATCH_SIZE), random_seed=0)
+    data.setup()
+    loader = data.train_dataloader()
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    train = train_bare(Babbler(_network_2017(config.units), MODE), batches)
+    windows, steps = 100 * BATCH_SIZE, BATCH_SIZE
+    fed, taken = take_turns(
+        config.turns,
+        lambda: per_second(windows, lambda: [next(batches) for _ in range(100)]),
+        lambda: per_second(steps, lambda: train(1)),
+    )
+    note = f"{len(loader.starts):,} windows; beside it a bare training step, batches of {BATCH_SIZE}, one core"
+    return [Figure(f"data for 3x{config.units}", "windows/s", fed, taken, at_least=10, note=note)]
+
+
+def measure_data(config: BenchmarkConfig, folder: Path) -> list[Figure]:
+    """Return how many windows one process makes, beside how many the training step takes on the same core."""
+    _say("data")
+    return in_own_process(_measure_data, config, make_corpus(folder, config.corpus_hours))
+
+
+def _measure_training(units: int, config: BenchmarkConfig, corpus: Path, folder: Path) -> list[Figure]:
+    import copy
+
+    import babble.train
+    from babble.data import DataConfig
+    from babble.listening import ListeningConfig
+    from babble.metrics import Speed
+    from babble.module import OptimConfig
+    from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig, train
+
+    turns: list[tuple[float, float]] = []
+    frames = config.training_steps * BATCH_SIZE * WINDOW_FRAMES
+
+    class Turns(Speed):
+        """Stands in for the training's own Speed, and lets the bare loop train between two turns of Lightning's."""
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            loader = copy.copy(trainer.train_dataloader)
+            loader.load_state_dict({"batches_given": 0})
+            self.bare = train_bare(copy.deepcopy(pl_module.model), iter(loader))
+            self.turn_start = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+            super().on_train_batch_end(trainer, *arguments)
+            if trainer.global_step % config.training_steps == 0:
+                now = time.perf_counter()
+                turns.append((frames / (now - self.turn_start), per_second(frames, self._train_bare)))
+                self.turn_start = time.perf_counter()
+
+        def _train_bare(self) -> None:
+            self.bare(config.training_steps)
+
+    settings = TrainConfig(
+        name=f"training-{units}",
+        runs=folder,
+        data=DataConfig(corpus, window_frames=WINDOW_FRAMES, batch_size=BATCH_SIZE),
+        model=_network_2017(units),
+        optim=OptimConfig(clip_norm=None),
+        stop=StopConfig(steps=(config.turns + 1) * config.training_steps),
+        # As short as can be: none of it is measured.
+        listening=ListeningConfig(every_epochs=0, seeds=1, frames=2),
+        # Rows and points in every turn, where the default is every 50 steps.
+        log_every_steps=config.training_steps,
+        compute=ComputeConfig(accelerator="cpu", threads=1),
+        wandb=WandbConfig(mode="offline"),
+    )
+    with mock.patch.object(babble.train, "Speed", Turns), redirect_stdout(io.StringIO()):
+        train(settings)
+    ours, bare = zip(*turns[1:], strict=True)
+    note = f"batches of {BATCH_SIZE}, one thread; metrics.csv and W&B offline every {config.training_steps} steps"
+    return [Figure(f"training, 2017 3x{units}", "frames/s", ours, bare, at_least=0.95, note=note)]
+
+
+def measure_training(config: BenchmarkConfig, folder: Path) -> list[Figure]:
+    """Return the speed of `train` beside a bare loop's: in one process, on the same batches, turn by turn."""
+    figures = []
+    corpus = make_corpus(folder, config.corpus_hours)
+    for units in config.training_units:
+        _say(f"training: 3x{units}")
+        figures += in_own_process(_measure_training, units, config, corpus, folder)
+    return figures
+
+
+# ---- 4. generation
+
+
+def bare_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) -> Callable[[int], np.ndarray]:
+    """Return a function that gives the next so many frames (N, B, F): the floor, plain tensors and fused cells.
+
+    One product a layer and one for the head. Regression: the nearest legal level. Categorical: of all levels of a
+    field, the first to arrive in a race at the speeds of their probabilities, which is a draw of one.
+    """
+    import torch
+
+    mode: Mode = model.mode
+    is_regression = model.config.head == "regression"
+    layers: Any = model.layers
+    dense: Any = model.head.dense
+    embedding: Any = model.input
+    table: Any = None if is_regression else embedding.table.weight
+    with torch.inference_mode():
+        hidden_BTH, states = model(torch.from_numpy(seeds_BTF.astype(np.int64)))
+        x = hidden_BTH[:, -1]
+        hs, cs = [h for h, _ in states], [c for _, c in states]
+        weights = [
+            torch.cat([layer.rnn.weight_ih_l0, layer.rnn.weight_hh_l0], dim=1).t().contiguous() for layer in layers
+        ]
+        biases = [layer.rnn.bias_ih_l0 + layer.rnn.bias_hh_l0 for layer in layers]
+        head, head_bias = dense.weight.t().contiguous(), dense.bias
+        highest = torch.tensor(mode.levels - 1, dtype=torch.float32)
+        generator = torch.Generator().manual_seed(random_seed)
+        first_rows = torch.tensor([0, *mode.levels.cumsum()[:-1]])
+        most = int(mode.levels.max())
+        # Every field as wide as the widest: behind its last level stands its first again, which never comes first.
+        levels_FV = torch.arange(most) * (torch.arange(most) < torch.tensor(mode.levels)[:, None])
+        columns_FV = (first_rows[:, None] + levels_FV).flatten()
+
+    @torch.inference_mode()
+    def babble(frames: int) -> np.ndarray:
+        nonlocal x
+        made = []
+        for _ in range(frames):
+            out = torch.addmm(head_bias, x, head)
+            if is_regression:
+                levels = torch.minimum(out.relu_().mul_(highest).round_(), highest)
+                x = levels / highest
+            else:
+                arrival = torch.empty_like(out).exponential_(generator=generator).div_(out.exp_())
+                levels = arrival.index_select(1, columns_FV).view(len(out), -1, most).argmin(dim=-1)
+                x = torch.nn.functional.embedding_bag(levels + first_rows, table, mode="sum")
+            made.append(levels)
+            for n, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                i, f, g, o = torch.addmm(bias, torch.cat([x, hs[n]], dim=1), weight).chunk(4, dim=1)
+                cs[n] = f.sigmoid_().mul_(cs[n]).addcmul_(i.sigmoid_(), g.tanh_())
+                x = hs[n] = o.sigmoid_().mul_(cs[n].tanh())
+        return torch.stack(made).numpy().astype(mode.dtype)
+
+    return babble
+
+
+def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
+    _stay_on_one_core()
+    import torch
+
+    from babble.codec import write_c2
+    from babble.frames import unpack_packets
+    from babble.generate import iterate_babble
+    from babble.model import Babbler, ModelConfig
+
+    (packets,) = itertools.islice(encode_bare(sorted(SPEECH.glob("*.ogg"))), 1)
+    seed = unpack_packets(packets, MODE)[:SEED_FRAMES]
+    networks = {"2017": _network_2017(config.units), "categorical": ModelConfig(units=config.units)}
+
+    def measure_streams(name: str, model: Babbler, streams: int, frames: int) -> Figure:
+        seeds = np.repeat(seed[None], streams, axis=0)
+        stream, bare = iterate_babble(model, seeds), bare_babble(model, seeds)
+        ours, floors = take_turns(
+            config.turns,
+            lambda: per_second(frames * streams, lambda: list(itertools.islice(stream, frames))),
+            lambda: per_second(frames * streams, lambda: bare(frames)),
+        )
+        note = f"{statistics.median(ours) / MODE.frames_per_second:,.0f} x real time, one core"
+        name = f"generation, {name} 3x{config.units}, {streams} at once"
+        return Figure(name, "frames/s", ours, floors, at_least=0.8, note=note)
+
+    figures = []
+    for name, shape in networks.items():
+        _say(f"generation: {name}")
+        torch.manual_seed(0)
+        model = Babbler(shape, MODE).eval()
+        figures.append(measure_streams(name, model, 1, config.frames))
+        figures.append(measure_streams(name, model, STREAMS, max(1, config.frames // 10)))
+        run = RunFolder(folder / name)
+        run.claim({})
+        write_c2(run.seeds / "1.c2", seed, MODE)
+        weights = {f"model.{key}": value for key, value in model.state_dict().items()}
+        about = {"model": asdict(shape), "mode": MODE.name}
+        torch.save({"state_dict": weights, "hyper_parameters": about}, run.checkpoint("best"))
+        command = [sys.executable, "-m", "babble.generate", str(run.path), "--seconds", str(config.seconds)]
+        usage = in_own_process(measure_command, [*command, "--out", str(folder / f"{name}.wav")])
+        inner = json.loads((folder / f"{name}.json").read_text())["times_real_time"]
+        figures.append(
+            Figure(
+                f"python -m babble.generate, {name} 3x{config.units}",
+                "x real time",
+                (config.seconds / usage.wall_seconds,),
+                note=f"{config.seconds:g} s in {usage.wall_seconds:.1f} s, start and picture too; {inner:g} x by "
+                "its own clock, which counts the loop and the decoder",
+            )
+        )
+    return figures
+
+
+def measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
+    """Return the speed of free running, one stream and many, beside a bare loop's on the same core."""
+    return in_own_process(_measure_generation, config, folder)
+
+
+# ---- all together
+
+
+def _say(line: str) -> None:
+    print(f"{line} ...", file=sys.stderr, flush=True)
+
+
+def measure(config: BenchmarkConfig) -> list[Figure]:
+    """Return every figure that is asked for, in order of the parts."""
+    parts = (measure_preprocess, measure_data, measure_training, measure_generation)
+    figures = []
+    for name, part in zip(PARTS, parts, strict=True):
+        if name in config.only:
+            with tempfile.TemporaryDirectory(prefix="babble-benchmark-") as folder:
+                figures += part(config, Path(folder))
+    return figures
+
+
+def _work(config: BenchmarkConfig) -> None:
+    if sys.platform != "linux":
+        raise ValueError("the benchmark reads /proc: it needs Linux.")
+    start = time.monotonic()
+    load = os.getloadavg()[0]
+    figures = measure(config)
+    minutes = (time.monotonic() - start) / 60
+    about = environment()
+    print(format_table(figures))
+    print(f"{about['machine']}, git {about['git']}; load {load:.1f} before it began; {minutes:.1f} minutes")
+    if config.json:
+        found = {"environment": about, "config": config_to_dict(config), "minutes": minutes, "load_before": load}
+        config.json.write_text(json.dumps({**found, "figures": [f.to_dict() for f in figures]}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(BenchmarkConfig, _work, COMMAND)

@@ -1,0 +1,305 @@
+"""The benchmark measures what it says: its floors do the same work, its sums are whole. Never how fast anything is."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from babble.commands import CommandError, read_config
+from babble.data import DataConfig, SpeechData
+from babble.generate import generate_frames
+from babble.heads import CategoricalHead
+from babble.listening import ListeningConfig
+from babble.model import Babbler, ModelConfig
+from babble.module import OptimConfig
+from babble.shards import read_manifest
+from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig, train
+from jobs.benchmark import (
+    MODE,
+    SPEECH,
+    BenchmarkConfig,
+    Figure,
+    bare_babble,
+    encode_bare,
+    find_recordings,
+    format_table,
+    in_own_process,
+    make_corpus,
+    measure_command,
+    measure_generation,
+    measure_preprocess,
+    measure_training,
+    take_turns,
+    train_bare,
+)
+from preprocessing.audio import open_recording
+from preprocessing.encode import encode_recording
+
+TINY = BenchmarkConfig(
+    pairs=1,
+    speech_hours=0.3,
+    turns=2,
+    corpus_hours=0.05,
+    units=8,
+    training_units=(8,),
+    training_steps=1,
+    frames=20,
+    seconds=1.0,
+)
+REGRESSION = ModelConfig(inputs="scaled", num_layers=2, units=8, head="regression")
+CATEGORICAL = ModelConfig(num_layers=2, units=8)
+
+
+def test_a_ratio_is_of_neighbours_and_their_median_counts() -> None:
+    figure = Figure("speed", "frames/s", values=(10.0, 40.0, 30.0), floors=(20.0, 50.0, 10.0), at_least=0.8)
+    assert figure.ratios == (0.5, 0.8, 3.0)
+    assert figure.median == 0.8
+    assert figure.is_met is True
+    found = figure.to_dict()
+    assert (found["ratio"], found["ratio_min"], found["ratio_max"], found["is_met"]) == (0.8, 0.5, 3.0, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "limits", "is_met"),
+    [
+        ((1.0,), {}, None),
+        ((1.0,), {"at_least": 1.1}, False),
+        ((1.0,), {"at_least": 0.9}, True),
+        ((1.0,), {"at_most": 0.9}, False),
+        ((1.0, 0.5, 0.5), {"at_most": 0.9}, True),
+    ],
+)
+def test_without_a_floor_the_value_itself_is_judged(
+    values: tuple[float, ...], limits: dict[str, float], is_met: bool | None
+) -> None:
+    assert Figure("share", "of it", values, **limits).is_met is is_met
+
+
+def test_a_value_without_its_floor_is_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        _ = Figure("speed", "frames/s", (1.0, 2.0), (1.0,)).ratios
+
+
+def test_the_table_shows_spread_limit_and_miss() -> None:
+    fast = Figure("fast", "frames/s", (3.0, 5.0), (2.0, 2.0), at_least=0.8, note="so it is")
+    slow = Figure("slow", "CPU s", (3.0, 5.0), (2.0, 2.0), at_most=1.1)
+    _, first, second, note = format_table([fast, slow]).splitlines()
+    assert first.split() == ["fast", "4", "frames/s", "2", "2.000", "1.5..2.5", ">=", "0.8", "ok"]
+    assert second.split() == ["slow", "4", "CPU", "s", "2", "2.000", "1.5..2.5", "<=", "1.1", "MISS"]
+    assert note == "  fast: so it is"
+
+
+def test_turns_alternate_and_the_first_is_thrown_away() -> None:
+    order: list[str] = []
+    counter = itertools.count()
+
+    def measure(name: str) -> float:
+        order.append(name)
+        return float(next(counter))
+
+    ours, floors = take_turns(3, lambda: measure("ours"), lambda: measure("floor"))
+    assert order == ["ours", "floor", "floor", "ours", "ours", "floor", "floor", "ours"]
+    assert (ours, floors) == ((3.0, 4.0, 7.0), (2.0, 5.0, 6.0))
+
+
+# Each of the four burns half a second: an orphan of another session, a child that is waited for, one whose parent lets
+# the kernel bury it, and the command itself.
+KNOWN_LOAD = """
+import os, signal, time
+
+def burn():
+    end = time.process_time() + 0.5
+    while time.process_time() < end: pass
+
+def start(work):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(0)
+    return pid
+
+def leave_an_orphan():
+    os.setsid()
+    start(burn)
+
+def ignore_a_child():
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    start(lambda: (burn(), time.sleep(1)))
+    try:
+        os.wait()
+    except ChildProcessError:
+        pass
+
+for work in (leave_an_orphan, burn, ignore_a_child):
+    os.waitpid(start(work), 0)
+burn()
+"""
+
+
+def test_cpu_time_is_that_of_the_whole_tree() -> None:
+    usage = in_own_process(measure_command, [sys.executable, "-c", KNOWN_LOAD])
+    assert 1.95 < usage.cpu_seconds < 2.4
+    assert usage.wall_seconds > usage.cpu_seconds / (os.cpu_count() or 1)
+
+
+def test_a_command_that_fails_is_told_with_its_words() -> None:
+    with pytest.raises(CommandError, match="no such luck"):
+        in_own_process(measure_command, [sys.executable, "-c", "raise SystemExit('no such luck')"])
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 44100])
+def test_the_bare_floor_gives_the_packets_of_the_job(tmp_path: Path, rate_hz: int) -> None:
+    speech, _ = soundfile.read(SPEECH / "allison-01.ogg", frames=80_000)
+    path = tmp_path / "recording.flac"
+    soundfile.write(path, np.stack([speech, speech / 2], axis=1), rate_hz)
+    with open_recording(path) as recording:
+        expected = encode_recording(recording.pcm_blocks(), MODE, piece_frames=100)
+    assert list(encode_bare([path])) == [expected]
+    assert expected
+
+
+def test_only_recordings_that_the_floor_can_read_are_taken(tmp_path: Path) -> None:
+    for name in ("b.flac", "a.wav", "c.m4b", "notes.txt"):
+        (tmp_path / name).write_bytes(b"none is opened here")
+    assert [path.name for path in find_recordings([tmp_path])] == ["a.wav", "b.flac"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="--sources"):
+        find_recordings([tmp_path / "empty"])
+
+
+def test_the_corpus_is_as_long_as_asked_and_has_something_held_out(tmp_path: Path) -> None:
+    # Two clips and a repeat of the first.
+    manifest = read_manifest(make_corpus(tmp_path, hours=0.11))
+    assert 0.11 <= manifest.split_hours("train") < 0.17
+    assert manifest.split_frames("validation") == 1000
+
+
+def test_the_bare_loop_trains_as_train_does(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, hours=0.05)
+    settings = TrainConfig(
+        name="lightning",
+        runs=tmp_path,
+        data=DataConfig(corpus, window_frames=20, batch_size=4),
+        model=REGRESSION,
+        optim=OptimConfig(clip_norm=None),
+        stop=StopConfig(steps=3),
+        listening=ListeningConfig(every_epochs=0, seeds=1, frames=2),
+        compute=ComputeConfig(accelerator="cpu"),
+        wandb=WandbConfig(mode="off"),
+    )
+    train(settings)
+    trained = torch.load(tmp_path / "lightning" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    torch.manual_seed(settings.random_seed)
+    model = Babbler(REGRESSION, MODE)
+    data = SpeechData(settings.data, settings.random_seed)
+    data.setup()
+    train_bare(model, iter(data.train_dataloader()))(3)
+    for name, weights in model.state_dict().items():
+        assert torch.equal(weights, trained[f"model.{name}"]), name
+
+
+@pytest.mark.parametrize("shape", [REGRESSION, CATEGORICAL])
+def test_the_bare_loop_babbles_as_generate_does(shape: ModelConfig) -> None:
+    torch.manual_seed(0)
+    model = Babbler(shape, MODE).eval()
+    with torch.no_grad():
+        # Untrained it would say one frame for ever, and draw from distributions that leave all open.
+        for weights in model.parameters():
+            weights.mul_(5)
+        if shape is CATEGORICAL:
+            model.head.dense.weight.mul_(10_000)
+    seeds = np.random.default_rng(0).integers(MODE.levels, size=(3, 10, MODE.num_fields))
+    expected = generate_frames(model, seeds, 30)
+    babble = bare_babble(model, seeds)
+    found = np.concatenate([babble(10), babble(20)]).swapaxes(0, 1)
+    assert len(np.unique(expected[0], axis=0)) > 5
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_bare_loop_draws_from_the_categorical_heads_distribution() -> None:
+    torch.manual_seed(0)
+    model = Babbler(CATEGORICAL, MODE).eval()
+    head, streams = model.head, 20_000
+    assert isinstance(head, CategoricalHead)
+    with torch.no_grad():
+        head.dense.weight.mul_(20)
+    seed = np.random.default_rng(0).integers(MODE.levels, size=(1, 5, MODE.num_fields))
+    with torch.no_grad():
+        hidden_BTH, _ = model(torch.from_numpy(seed))
+        shares = [logits.softmax(-1)[0].numpy() for logits in head.dense(hidden_BTH[:, -1]).split(head.levels, dim=-1)]
+    drawn_BF = bare_babble(model, np.repeat(seed, streams, axis=0))(1)[0]
+    for f, share in enumerate(shares):
+        counts = np.bincount(drawn_BF[:, f], minlength=len(share))
+        assert len(counts) == len(share)
+        deviation = np.sqrt(streams * share * (1 - share)) + 1
+        assert (abs(counts - streams * share) < 5 * deviation).all(), MODE.fields[f].name
+
+
+def check_figures(figures: list[Figure], names: list[str]) -> None:
+    assert [figure.name for figure in figures] == names
+    for figure in figures:
+        assert len(figure.ratios) == len(figure.values) > 0
+        assert min(figure.ratios) > 0
+    assert len(format_table(figures).splitlines()) > len(figures)
+
+
+def test_training_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:
+    figures = measure_training(TINY, tmp_path)
+    check_figures(figures, ["training, 2017 3x8"])
+    assert len(figures[0].floors) == TINY.turns
+
+
+def test_generation_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:
+    figures = measure_generation(TINY, tmp_path)
+    heads = ("2017", "categorical")
+    check_figures(
+        figures,
+        [
+            name
+            for head in heads
+            for name in (
+                f"generation, {head} 3x8, 1 at once",
+                f"generation, {head} 3x8, 64 at once",
+                f"python -m babble.generate, {head} 3x8",
+            )
+        ],
+    )
+
+
+@pytest.mark.slow
+def test_preprocessing_is_measured_beside_the_bare_floor(tmp_path: Path) -> None:
+    figures = measure_preprocess(TINY, tmp_path)
+    apart, whole, ray, crowd, busy, memory = figures
+    assert apart.values[0] == pytest.approx(whole.values[0] - ray.values[0])
+    assert apart.floors == whole.floors
+    assert len(crowd.floors) == 1
+    assert 0 < busy.values[0] <= 1.05
+    assert 50 < memory.values[0] < 500
+
+
+def test_a_part_that_there_is_not_is_refused() -> None:
+    assert read_config(BenchmarkConfig, ["--only", "data", "training"]).only == ("data", "training")
+    with pytest.raises(ValueError, match="--only dta"):
+        read_config(BenchmarkConfig, ["--only", "dta"])
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    sizes = ["--turns=2", "--corpus_hours=0.05", "--units=8"]
+    command = [sys.executable, "-m", "jobs.benchmark", "--only", "data", *sizes, "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, cwd=SPEECH.parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "data for 3x8" in done.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    (figure,) = found["figures"]
+    assert len(figure["values"]) == len(figure["floors"]) == 2
+    assert figure["ratio_min"] <= figure["ratio"] <= figure["ratio_max"]
+    assert found["config"]["units"] == 8
+    assert "versions" in found["environment"]
