@@ -38,6 +38,12 @@ def _weights(rnn: nn.RNNBase) -> list[Tensor]:
     return [parameter.detach() for parameter in rnn.parameters()]
 
 
+def _candidate_last(parameter: Tensor) -> Tensor:
+    """Return an LSTM's parameter with the candidate behind the gates (i, f, o, g), so that one sigmoid serves three."""
+    i, f, g, o = parameter.chunk(4)
+    return torch.cat([i, f, o, g])
+
+
 class LstmLayer(nn.Module):
     """Long short-term memory (Hochreiter and Schmidhuber 1997), PyTorch's `nn.LSTM`."""
 
@@ -57,15 +63,17 @@ class LstmLayer(nn.Module):
 
     def make_step(self) -> Step:
         """Return the one-frame step: all four gates of input and output in one product."""
-        w_x, w_h, b_x, b_h = _weights(self.rnn)
+        w_x, w_h, b_x, b_h = (_candidate_last(parameter) for parameter in _weights(self.rnn))
         weight = torch.cat([w_x, w_h], dim=1).t().contiguous()
         bias = b_x + b_h
+        units = self.rnn.hidden_size
 
         def step(x_BI: Tensor, state: State) -> State:
             h, c = state
-            i, f, g, o = torch.addmm(bias, torch.cat([x_BI, h], dim=1), weight).chunk(4, dim=1)
-            c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-            return torch.sigmoid(o) * torch.tanh(c), c
+            gates = torch.addmm(bias, torch.cat([x_BI, h], dim=1), weight)
+            i, f, o = gates[:, : 3 * units].sigmoid_().chunk(3, dim=1)
+            c = torch.addcmul(f * c, i, gates[:, 3 * units :].tanh_())
+            return o * torch.tanh(c), c
 
         return step
 

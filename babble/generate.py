@@ -39,7 +39,7 @@ from preprocessing.encode import encode_recording
 PIECE_FRAMES = 7500
 # Seeds by time and by frame have this length: 8 s in mode 1300, a window of 2017.
 SEED_FRAMES = 200
-# Frames between two writes to the disk or the pipe: a second or two of speech.
+# Frames that are made at once and then written, to the disk or the pipe: a second or two of speech.
 BLOCK_FRAMES = 50
 # A picture of more than this is a smear.
 PLOT_SECONDS = 60
@@ -93,7 +93,6 @@ class GenerateConfig:
             raise ValueError(f"--out {self.out}: a name that ends in .wav, or - for raw pcm, is needed.")
 
 
-@torch.inference_mode()
 def iterate_babble(
     model: Babbler, seeds_BTF: np.ndarray, temperature: float = 1.0, random_seed: int = 0
 ) -> Iterator[np.ndarray]:
@@ -107,13 +106,20 @@ def iterate_babble(
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(random_seed)
-    hidden_BTH, state = model(torch.from_numpy(seeds_BTF.astype(np.int64)).to(device))
-    hidden_BH = hidden_BTH[:, -1]
-    step, draw, dtype = model.make_step(), model.typed_head.draw, model.mode.dtype
+    with torch.inference_mode():
+        hidden_BTH, state = model(torch.from_numpy(seeds_BTF.astype(np.int64)).to(device))
+        hidden_BH, step = hidden_BTH[:, -1], model.make_step()
+    draw, dtype = model.typed_head.draw, model.mode.dtype
     while True:
-        frames_BF = draw(hidden_BH, temperature, generator)
-        yield frames_BF.cpu().numpy().astype(dtype)
-        hidden_BH, state = step(frames_BF, state)
+        # A block at a time: going in and out of inference mode and of torch takes as long as a layer.
+        with torch.inference_mode():
+            block = []
+            for _ in range(BLOCK_FRAMES):
+                frames_BF = draw(hidden_BH, temperature, generator)
+                block.append(frames_BF)
+                hidden_BH, state = step(frames_BF, state)
+            block_TBF = torch.stack(block).cpu().numpy().astype(dtype)
+        yield from block_TBF
 
 
 def generate_frames(

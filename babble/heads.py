@@ -11,6 +11,7 @@ Each head has
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,7 +44,7 @@ class RegressionHead(nn.Module):
     """
 
     has_likelihood = False
-    levels_F: Tensor
+    highest_F: Tensor
 
     def __init__(self, units: int, mode: Mode) -> None:
         super().__init__()
@@ -54,11 +55,11 @@ class RegressionHead(nn.Module):
                 "of two indices means nothing. Use model.head=categorical."
             )
         self.dense = nn.Linear(units, mode.num_fields)
-        self.register_buffer("levels_F", torch.tensor(mode.levels), persistent=False)
+        self.register_buffer("highest_F", torch.tensor(mode.levels - 1.0).float(), persistent=False)
 
     def guess(self, hidden_BTH: Tensor) -> Tensor:
         """Return the predicted levels (..., F), not rounded; above the highest level where the ReLU says so."""
-        return functional.relu(self.dense(hidden_BTH)) * (self.levels_F - 1)
+        return functional.relu(self.dense(hidden_BTH)) * self.highest_F
 
     def cost(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
         """Return the absolute error in levels (B, T, F)."""
@@ -66,7 +67,7 @@ class RegressionHead(nn.Module):
 
     def draw(self, hidden_BH: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
         """Return the nearest legal levels (B, F); nothing is random, so no temperature is obeyed."""
-        return torch.minimum(self.guess(hidden_BH).round().long(), self.levels_F - 1)
+        return torch.minimum(self.guess(hidden_BH).round(), self.highest_F).long()
 
 
 class CategoricalHead(nn.Module):
@@ -74,9 +75,17 @@ class CategoricalHead(nn.Module):
 
     has_likelihood = True
 
+    column_FV: Tensor
+
     def __init__(self, units: int, mode: Mode) -> None:
         super().__init__()
         self.levels = mode.levels.tolist()
+        # Where each field's levels stand in a row of logits; one column behind the last means no such level.
+        columns, first = np.full((mode.num_fields, max(self.levels)), sum(self.levels)), 0
+        for f, levels in enumerate(self.levels):
+            columns[f, :levels] = np.arange(first, first + levels)
+            first += levels
+        self.register_buffer("column_FV", torch.tensor(columns), persistent=False)
         self.dense = nn.Linear(units, sum(self.levels))
 
     def _logits(self, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -101,11 +110,11 @@ class CategoricalHead(nn.Module):
 
     def draw(self, hidden_BH: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
         """Return levels (B, F) drawn from the distributions, sharpened by a temperature below 1."""
-        drawn = [
-            torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
-            for logits in self._logits(hidden_BH)
-        ]
-        return torch.cat(drawn, dim=1)
+        logits = self.dense(hidden_BH) / temperature
+        # Of exponential arrivals with rates p, the first is level k with probability p[k]: all fields in one draw.
+        scores = logits - torch.empty_like(logits).exponential_(generator=generator).log_()
+        scores = functional.pad(scores, (0, 1), value=-math.inf)
+        return scores[:, self.column_FV].argmax(dim=-1)
 
 
 HEADS: dict[str, type[RegressionHead] | type[CategoricalHead]] = {

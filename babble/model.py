@@ -66,7 +66,7 @@ class ScaledInput(nn.Module):
                 "Use model.inputs=embedded."
             )
         self.width = mode.num_fields
-        self.register_buffer("highest_F", torch.tensor(mode.levels - 1), persistent=False)
+        self.register_buffer("highest_F", torch.tensor(mode.levels - 1.0).float(), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Return the scaled fields (..., F)."""

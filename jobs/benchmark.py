@@ -189,8 +189,24 @@ def per_second(count: int, work: Callable[[], object]) -> float:
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Return what a function returns in a fresh process: its threads, cores and children are no one else's."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _watch_for_sigterm() -> None:
+    """Let SIGTERM stop this process and those it started as Ctrl-C does, so that nothing is left behind."""
+
+    def stop(*_: object) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _end_with_parent() -> None:
+    _watch_for_sigterm()
+    _set_process(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stay_on_one_core() -> None:
@@ -237,7 +253,12 @@ class _Process:
 SAMPLE_SECONDS = 0.25
 # Ray names a process after the task that it runs, or so where it runs none.
 RAY_TASK, NO_RAY_TASK = "ray::", ("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv")
-_PR_SET_CHILD_SUBREAPER = 36
+# Source: linux/prctl.h.
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def _set_process(option: int, value: int) -> None:
+    assert ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
 
 
 def _read_family() -> dict[int, _Process]:
@@ -290,7 +311,7 @@ def measure_command(command: list[str]) -> Usage:
     Raises:
         CommandError: it failed; with the end of what it said.
     """
-    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    _set_process(_PR_SET_CHILD_SUBREAPER, 1)
     os.chdir(ROOT)
     with tempfile.NamedTemporaryFile() as said:
         start = time.monotonic()
@@ -300,7 +321,12 @@ def measure_command(command: list[str]) -> Usage:
             os.environ,
             file_actions=[(os.POSIX_SPAWN_OPEN, 1, said.name, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2)],
         )
-        code, usage = _watch(child, start)
+        try:
+            code, usage = _watch(child, start)
+        except KeyboardInterrupt:
+            os.kill(child, signal.SIGTERM)
+            _watch(child, start)  # Until it has put away what it was at.
+            raise
         if code:
             raise CommandError(f"{' '.join(command)[:200]} failed: {Path(said.name).read_text()[-2000:]}")
     return usage
@@ -789,6 +815,7 @@ def measure(config: BenchmarkConfig) -> list[Figure]:
 def _work(config: BenchmarkConfig) -> None:
     if sys.platform != "linux":
         raise ValueError("the benchmark reads /proc: it needs Linux.")
+    _watch_for_sigterm()
     start = time.monotonic()
     load = os.getloadavg()[0]
     figures = measure(config)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from babble.commands import CommandError, read_config
+from babble.commands import EXIT_INTERRUPTED, CommandError, read_config
 from babble.data import DataConfig, SpeechData
 from babble.generate import generate_frames
 from babble.heads import CategoricalHead
@@ -23,6 +24,7 @@ from babble.shards import read_manifest
 from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig, train
 from jobs.benchmark import (
     MODE,
+    ROOT,
     SPEECH,
     BenchmarkConfig,
     Figure,
@@ -285,6 +287,43 @@ def test_preprocessing_is_measured_beside_the_bare_floor(tmp_path: Path) -> None
     assert 50 < memory.values[0] < 500
 
 
+def _session(folder: Path) -> str:
+    try:
+        return (folder / "stat").read_text().rsplit(")", 1)[1].split()[3]
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("part", ["data", pytest.param("preprocess", marks=pytest.mark.slow)])
+def test_sigterm_leaves_nothing_behind(tmp_path: Path, part: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.benchmark",
+        "--only",
+        part,
+        "--turns=100000",
+        "--corpus_hours=0.05",
+        "--speech_hours=0.5",
+    ]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    started = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert started.stderr
+    assert started.stderr.readline().startswith(part)
+    # Into the work of the process that measures.
+    time.sleep(5 if part == "data" else 15)
+    started.terminate()
+    assert started.wait(60) == EXIT_INTERRUPTED
+    started.stderr.close()
+    assert list(tmp_path.glob("babble-benchmark-*")) == []
+    deadline = time.monotonic() + 10
+    while str(started.pid) in map(_session, Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline, "a process of the benchmark lives on"
+        time.sleep(0.1)
+
+
 def test_a_part_that_there_is_not_is_refused() -> None:
     assert read_config(BenchmarkConfig, ["--only", "data", "training"]).only == ("data", "training")
     with pytest.raises(ValueError, match="--only dta"):
@@ -294,7 +333,7 @@ def test_a_part_that_there_is_not_is_refused() -> None:
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     sizes = ["--turns=2", "--corpus_hours=0.05", "--units=8"]
     command = [sys.executable, "-m", "jobs.benchmark", "--only", "data", *sizes, "--json", str(tmp_path / "found.json")]
-    done = subprocess.run(command, cwd=SPEECH.parent.parent, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "data for 3x8" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
