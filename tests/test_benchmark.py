@@ -296,17 +296,10 @@ def _session(folder: Path) -> str:
 
 @pytest.mark.parametrize("part", ["data", pytest.param("preprocess", marks=pytest.mark.slow)])
 def test_sigterm_leaves_nothing_behind(tmp_path: Path, part: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.benchmark",
-        "--only",
-        part,
-        "--turns=100000",
-        "--corpus_hours=0.05",
-        "--speech_hours=0.5",
-    ]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    sizes = ["--turns=100000", "--corpus_hours=0.05", "--speech_hours=0.5"]
+    command = [sys.executable, "-m", "jobs.benchmark", "--only", part, *sizes]
+    # The paths of Ray's sockets have to be short.
+    environment = os.environ | {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
     started = subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
