@@ -17,6 +17,7 @@ import ctypes
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -78,7 +79,7 @@ class BenchmarkConfig:
         units: Hidden units of each of the three layers, for data and generation.
         training_units: The same for each network that is trained.
         training_steps: Training steps a turn.
-        frames: Frames a turn of one stream; of 64 streams a tenth.
+        frames: Frames a turn of one stream, of 64 streams a tenth; rounded up to whole blocks of babble.generate.
         seconds: What a whole `python -m babble.generate` makes.
     """
 
@@ -742,7 +743,7 @@ def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
 
     from babble.codec import write_c2
     from babble.frames import unpack_packets
-    from babble.generate import iterate_babble
+    from babble.generate import BLOCK_FRAMES, iterate_babble
     from babble.model import Babbler, ModelConfig
 
     (packets,) = itertools.islice(encode_bare(sorted(SPEECH.glob("*.ogg"))), 1)
@@ -750,6 +751,8 @@ def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     networks = {"2017": _network_2017(config.units), "categorical": ModelConfig(units=config.units)}
 
     def measure_streams(name: str, model: Babbler, streams: int, frames: int) -> Figure:
+        # Whole blocks, as a block is made when the first of its frames is asked for.
+        frames = BLOCK_FRAMES * math.ceil(frames / BLOCK_FRAMES)
         seeds = np.repeat(seed[None], streams, axis=0)
         stream, bare = iterate_babble(model, seeds), bare_babble(model, seeds)
         ours, floors = take_turns(
@@ -767,7 +770,7 @@ def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
         torch.manual_seed(0)
         model = Babbler(shape, MODE).eval()
         figures.append(measure_streams(name, model, 1, config.frames))
-        figures.append(measure_streams(name, model, STREAMS, max(1, config.frames // 10)))
+        figures.append(measure_streams(name, model, STREAMS, config.frames // 10))
         run = RunFolder(folder / name)
         run.claim({})
         write_c2(run.seeds / "1.c2", seed, MODE)
