@@ -2,6 +2,8 @@
 
     frames_BTF -> input layer -> recurrent layer 1 .. n -> head -> next frame
 
+With skips every layer also hears the input, and the head hears every layer.
+
 Read `Babbler` from top to bottom. It knows nothing of files, Lightning or W&B. Shapes: B windows, T frames, F fields,
 H units.
 """
@@ -12,12 +14,25 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from babble.cells import CELLS, RecurrentLayer, State
+from babble.cells import CELLS, RecurrentLayer, State, Step
 from babble.frames import Mode, get_mode
 from babble.heads import HEADS, Head
 
 INPUTS = ("scaled", "embedded")
+
+LayerCall = Callable[[Tensor, State], tuple[Tensor, State]]
+
+
+def _with_output(step: Step) -> LayerCall:
+    """Return a cell's step as a call of its layer: a state's first tensor is the output."""
+
+    def call(x_BI: Tensor, state: State) -> tuple[Tensor, State]:
+        state = step(x_BI, state)
+        return state[0], state
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -27,26 +42,36 @@ class ModelConfig:
     Attributes:
         inputs: "scaled", each field divided by its highest level, as 2017; or "embedded", each field's level looked
             up in a table of its own and all of them summed. Modes with label fields need "embedded".
-        cell: the recurrent layers' cell: "lstm" or "gru".
+        cell: the recurrent layers' cell: "lstm", "gru", "hyperlstm", "diagonal_lstm" or "mingru".
         num_layers: how many recurrent layers are stacked.
         units: hidden units of each.
-        head: what predicts the next frame: "regression" (2017) or "categorical" (one softmax a field).
+        skips: whether every layer also hears the input, and the head all layers (Graves 2013).
+        dropout: share of the units that are silenced, anew each frame, on the way from the input to a layer and from a
+            layer to the next or the head, never from a frame to the next (Zaremba et al. 2014).
+        head: what predicts the next frame: "autoregressive", "categorical", "mixture" or "regression" (2017).
+        frames_ahead: how many frames ahead are predicted in training, each by a head of its own; 1 is the next frame
+            alone. The others are off in drawing.
     """
 
     inputs: str = "embedded"
     cell: str = "lstm"
     num_layers: int = 3
     units: int = 320
-    head: str = "categorical"
+    skips: bool = False
+    dropout: float = 0.0
+    head: str = "autoregressive"
+    frames_ahead: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built from."""
         for key, choices in (("inputs", INPUTS), ("cell", CELLS), ("head", HEADS)):
             if getattr(self, key) not in choices:
                 raise ValueError(f"model.{key}={getattr(self, key)!r} is none of {', '.join(choices)}.")
-        for key in ("num_layers", "units"):
+        for key in ("num_layers", "units", "frames_ahead"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)}: at least 1 is needed.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout}: 0 or more and below 1 is needed.")
 
 
 class ScaledInput(nn.Module):
@@ -96,6 +121,9 @@ class EmbeddedInput(nn.Module):
 class Babbler(nn.Module):
     """A stack of recurrent layers that predicts the next frame of speech.
 
+    `asleep` holds the layers, counted from 1 at the bottom, that are left out: what they would hear goes on to the
+    layer above, and the head hears nothing of them. See unfreezing.py.
+
     Args:
         config: the network's shape.
         mode: the Codec 2 mode of its frames.
@@ -109,10 +137,15 @@ class Babbler(nn.Module):
         self.config = config
         self.mode = mode
         self.input = ScaledInput(mode) if config.inputs == "scaled" else EmbeddedInput(mode, config.units)
-        widths = [self.input.width] + [config.units] * (config.num_layers - 1)
+        above = config.units + (self.input.width if config.skips else 0)
+        widths = [self.input.width] + [above] * (config.num_layers - 1)
         self.layers = nn.ModuleList(CELLS[config.cell](width, config.units) for width in widths)
-        head = HEADS[config.head](config.units, mode)
-        self.head: nn.Module = head
+        heard = config.units * (config.num_layers if config.skips else 1)
+        self.head: nn.Module = HEADS[config.head](heard, config.units, mode)
+        # A frame further ahead is a side task: a head that learns fast and costs little.
+        ahead = HEADS["categorical" if self.typed_head.has_likelihood else config.head]
+        self.heads_ahead = nn.ModuleList(ahead(heard, config.units, mode) for _ in range(config.frames_ahead - 1))
+        self.asleep: frozenset[int] = frozenset()
 
     @property
     def typed_head(self) -> Head:
@@ -129,22 +162,18 @@ class Babbler(nn.Module):
         return [layer.initial_state(batch) for layer in self.recurrent_layers]
 
     def forward(self, frames_BTF: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
-        """Return the top layer's outputs and the state after them.
+        """Return what the head hears and the state after it.
 
         Args:
             frames_BTF: integer levels.
             state: what an earlier call returned, to go on from there; None starts afresh.
 
         Returns:
-            hidden_BTH, whose step t has heard frames 0..t and stands for frame t + 1; and the state of every layer.
+            hidden_BTH, whose step t has heard frames 0..t and stands for frame t + 1: the top layer's outputs, or with
+            skips those of all layers side by side; and the state of every layer.
         """
         state = self.initial_state(len(frames_BTF)) if state is None else state
-        x = self.input(frames_BTF)
-        after = []
-        for layer, layer_state in zip(self.recurrent_layers, state, strict=True):
-            x, layer_state = layer(x, layer_state)
-            after.append(layer_state)
-        return x, after
+        return self._climb(frames_BTF, state, [layer.__call__ for layer in self.recurrent_layers])
 
     def make_step(self) -> Callable[[Tensor, list[State]], tuple[Tensor, list[State]]]:
         """Return a function (frames_BF, state) -> (hidden_BH, state) for one frame at a time.
@@ -152,18 +181,28 @@ class Babbler(nn.Module):
         It gives what `forward` gives for the same frames, much faster when the next frame is not known yet. It holds
         the weights as they are now.
         """
-        steps = [layer.make_step() for layer in self.recurrent_layers]
+        steps = [_with_output(layer.make_step()) for layer in self.recurrent_layers]
+        return lambda frames_BF, state: self._climb(frames_BF, state, steps)
 
-        def step(frames_BF: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
-            x = self.input(frames_BF)
-            after = []
-            for layer_step, layer_state in zip(steps, state, strict=True):
-                layer_state = layer_step(x, layer_state)
-                x = layer_state[0]
-                after.append(layer_state)
-            return x, after
+    def _climb(self, frames: Tensor, state: list[State], layers: list[LayerCall]) -> tuple[Tensor, list[State]]:
+        """Return what the head hears, and every layer's state; `layers` run whole stretches or single frames."""
+        x = below = self._drop(self.input(frames))
+        outputs, after = [], []
+        for number, (layer, layer_state) in enumerate(zip(layers, state, strict=True), 1):
+            if number in self.asleep:
+                outputs.append(x.new_zeros(*x.shape[:-1], self.config.units))
+            else:
+                hears = torch.cat([x, below], dim=-1) if self.config.skips and number > 1 else x
+                x, layer_state = layer(hears, layer_state)
+                x = self._drop(x)
+                outputs.append(x)
+            after.append(layer_state)
+        return (torch.cat(outputs, dim=-1) if self.config.skips else x), after
 
-        return step
+    def _drop(self, x: Tensor) -> Tensor:
+        if not self.training or not self.config.dropout:
+            return x
+        return functional.dropout(x, self.config.dropout)
 
 
 def model_from_checkpoint(checkpoint: dict[str, Any]) -> Babbler:
@@ -186,4 +225,5 @@ def model_from_checkpoint(checkpoint: dict[str, Any]) -> Babbler:
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the checkpoint is not one that this babble trained: {error}") from None
+    model.asleep = frozenset(checkpoint.get("asleep_layers", ()))
     return model.eval()

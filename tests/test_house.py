@@ -18,10 +18,11 @@ FOLDERS = ("babble", "preprocessing", "jobs")
 # Imports within babble/ go one way: a module may import those before it.
 BABBLE_ORDER = (
     *("frames", "commands"),
-    *("codec", "shards", "run", "cells", "heads", "plots", "unfreezing"),
+    *("codec", "shards", "run", "cells", "drawing", "heads", "plots"),
+    *("detectors", "battery"),
     *("model", "data"),
-    *("module", "generate"),
-    *("evaluate", "listening", "checkpoints", "metrics", "report"),
+    *("unfreezing", "averaging", "module", "generate", "voice"),
+    *("baselines", "discriminator", "evaluate", "listening", "checkpoints", "metrics", "report"),
     *("train", "tune", "dashboard"),
 )
 
@@ -44,7 +45,10 @@ ONLY_IN = {
     "wandb": ("babble.listening", "babble.train", "babble.tune", "babble.dashboard", "jobs.preprocess"),
     "pytorch_lightning": tuple(
         f"babble.{name}"
-        for name in ("data", "module", "unfreezing", "listening", "checkpoints", "metrics", "train", "tune")
+        for name in (
+            *("data", "module", "unfreezing", "averaging"),
+            *("listening", "checkpoints", "metrics", "train", "tune"),
+        )
     ),
     # Beside pytorch_lightning, Ray picks the callback classes of this one.
     "lightning": (),
@@ -54,6 +58,7 @@ ONLY_IN = {
 # These, and whatever of the house they import, do without torch.
 WITHOUT_TORCH = (
     *("babble.frames", "babble.commands", "babble.codec", "babble.shards", "babble.run", "babble.plots"),
+    *("babble.detectors", "babble.battery"),
     *("preprocessing", "jobs.preprocess"),
 )
 

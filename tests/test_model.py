@@ -5,14 +5,16 @@ import torch
 
 from babble.cells import CELLS
 from babble.frames import MODES, Mode
+from babble.generate import generate_frames
 from babble.heads import HEADS
 from babble.model import INPUTS, Babbler, ModelConfig, model_from_checkpoint
+from babble.module import measure_costs
 
 NETWORKS = [
-    ModelConfig(inputs=inputs, cell=cell, head=head, num_layers=2, units=8)
+    ModelConfig(inputs=inputs, cell=cell, num_layers=2, units=8, skips=skips)
     for inputs in INPUTS
     for cell in CELLS
-    for head in HEADS
+    for skips in (False, True)
 ]
 
 
@@ -60,13 +62,58 @@ def test_embedding_is_the_sum_of_each_fields_own_row():
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=list(MODES))
-def test_every_mode_trains_a_step(mode: Mode):
-    model = Babbler(ModelConfig(num_layers=2, units=8), mode)
+@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_every_head_cell_and_mode_trains_a_step_draws_and_is_measured(cell: str, head: str, mode: Mode):
+    torch.manual_seed(0)
+    config = ModelConfig(num_layers=2, units=10, cell=cell, head=head, skips=True, dropout=0.1, frames_ahead=2)
+    if mode.has_labels and head in ("regression", "mixture"):
+        with pytest.raises(ValueError, match=rf"model\.head={head} can't learn mode {mode.name}"):
+            Babbler(config, mode)
+        return
+    model = Babbler(config, mode)
     frames_BTF = _frames(mode, 2, 6)
-    cost = model.typed_head.cost(model(frames_BTF[:, :-1])[0], frames_BTF[:, 1:])
+    hidden_BTH, _ = model(frames_BTF[:, :-1])
+    cost = model.typed_head.cost(hidden_BTH, frames_BTF[:, 1:])
     assert cost.shape == (2, 5, mode.num_fields)
-    cost.mean().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    ahead = model.heads_ahead[0].cost(hidden_BTH[:, :-1], frames_BTF[:, 2:])
+    (cost.mean() + ahead.mean()).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    model.eval()
+    after = model.typed_head.cost(model(frames_BTF[:, :-1])[0], frames_BTF[:, 1:])
+    assert after.mean() != cost.mean()
+    babble = generate_frames(model, frames_BTF.numpy(), 7)
+    assert babble.shape == (2, 7, mode.num_fields)
+    assert (babble < mode.levels).all()
+    error, bits = measure_costs(model, frames_BTF)
+    assert error.isfinite().all()
+    assert bits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_sleeping_layer_is_left_out_and_the_others_say_the_same_without_it():
+    torch.manual_seed(0)
+    model = Babbler(ModelConfig(num_layers=3, units=8), MODES["1300"])
+    frames_BTF = _frames(model.mode, 2, 9)
+    model.asleep = frozenset({2, 3})
+    torch.testing.assert_close(
+        model(frames_BTF)[0], model.layers[0](model.input(frames_BTF), model.initial_state(2)[0])[0]
+    )
+    whole = model(frames_BTF)[0]
+    step, state = model.make_step(), model.initial_state(2)
+    for t in range(9):
+        hidden_BH, state = step(frames_BTF[:, t], state)
+        torch.testing.assert_close(hidden_BH, whole[:, t])
+
+
+def test_dropout_is_for_training_alone():
+    torch.manual_seed(0)
+    model = Babbler(ModelConfig(num_layers=2, units=32, dropout=0.5), MODES["1300"])
+    frames_BTF = _frames(model.mode, 1, 3)
+    assert not torch.equal(model(frames_BTF)[0], model(frames_BTF)[0])
+    model.eval()
+    assert torch.equal(model(frames_BTF)[0], model(frames_BTF)[0])
 
 
 def test_scaled_inputs_refuse_labels_and_say_what_to_do():
