@@ -2,8 +2,8 @@
 
 1. A signal handler sets a flag (`StopRequest`) and does nothing else.
 2. Between two steps `Checkpoints` saves when it is time or when asked, and then stops.
-3. A later start takes up weights, moments, counters, the place in the order of windows (data.py) and each rank's
-   random state, and ends with the weights of a training that never stopped.
+3. A later start takes up weights, moments, counters, the place in the order of windows (data.py), and each rank's
+   random state and streams, and ends with the weights of a training that never stopped.
 """
 
 import math
@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
-from babble.commands import Interrupted
+from babble.commands import CommandError, Interrupted
 from babble.run import RunFolder
 from babble.unfreezing import Stage, stage_at
 
@@ -73,7 +73,7 @@ class Checkpoints(Checkpoint):
         self.best = math.inf
         self.validated_step = -1
         self.saved_at = time.monotonic()
-        self.random_state: dict[str, Any] | None = None
+        self.rank_state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best figure so far."""
@@ -85,27 +85,32 @@ class Checkpoints(Checkpoint):
         self.validated_step = state_dict["validated_step"]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add the random state of every rank, which Lightning leaves out."""
+        """Add every rank's random state and its streams' state, which Lightning leaves out."""
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        mine = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        carried = pl_module.carried and [[tensor.cpu() for tensor in layer] for layer in pl_module.carried]
+        mine = {"cpu": torch.get_rng_state(), "cuda": cuda, "carried": carried}
         states: list[Any] = [mine]
         if trainer.world_size > 1:
             states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, mine)
-        checkpoint["random_states"] = states
+        checkpoint["rank_states"] = states
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep this rank's random state for the start."""
-        self.random_state = checkpoint["random_states"][trainer.global_rank]
+        """Keep this rank's state for the start."""
+        self.rank_state = checkpoint["rank_states"][trainer.global_rank]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Watch for signals, and set the random state, after all that draws from it on the way here."""
+        """Watch for signals, and set this rank's state, after all that draws random numbers on the way here."""
         # Not before: Lightning sets a SIGTERM handler of its own after `on_fit_start`.
         self.request.watch()
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state["cpu"])
-            if self.random_state["cuda"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(self.random_state["cuda"])
+        if self.rank_state is None:
+            return
+        torch.set_rng_state(self.rank_state["cpu"])
+        if self.rank_state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.rank_state["cuda"])
+        if self.rank_state["carried"] is not None:
+            device = pl_module.device
+            pl_module.carried = [tuple(tensor.to(device) for tensor in layer) for layer in self.rank_state["carried"]]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Save when it is time or when asked to stop; then stop."""
@@ -121,8 +126,17 @@ class Checkpoints(Checkpoint):
             self._stop(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Keep the best weights."""
+        """Keep the best weights.
+
+        Raises:
+            CommandError: the figure is not a number: the weights have run away.
+        """
         figure = float(trainer.callback_metrics[pl_module.headline])
+        if math.isnan(figure):
+            raise CommandError(
+                f"{pl_module.headline} is not a number at step {trainer.global_step}: the weights have run away. Begin "
+                "anew with a smaller optim.lr, or with optim.clip_norm."
+            )
         self.validated_step = trainer.global_step
         if figure < self.best:
             self.best = figure

@@ -20,7 +20,9 @@ import pytorch_lightning as pl
 import soundfile
 from pytorch_lightning.loggers import WandbLogger
 
+from babble.averaging import averaged_weights
 from babble.codec import decode_frames, read_c2, write_c2
+from babble.drawing import Drawing
 from babble.frames import SAMPLE_RATE_HZ, Mode
 from babble.generate import generate_frames
 from babble.plots import plot_progression, plot_speech, save_figure
@@ -141,7 +143,9 @@ class Listening(pl.Callback):
         seeds_BTF = np.stack([seed[-shortest:] for seed in seeds])
         was_training = pl_module.training
         pl_module.eval()
-        said = generate_frames(pl_module.model, seeds_BTF, self.config.frames, self.config.temperature)
+        drawing = Drawing.for_mode(self.mode, temperature=str(self.config.temperature))
+        with averaged_weights(trainer, pl_module):
+            said = generate_frames(pl_module.model, seeds_BTF, self.config.frames, drawing)
         pl_module.train(was_training)
         # Epochs are counted from 1 where a person reads them.
         clips = list(np.concatenate([seeds_BTF, said], axis=1))

@@ -90,7 +90,7 @@ class Speed(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count, and log where the other figures are."""
-        self.frames += batch.shape[0] * (batch.shape[1] - 1) * trainer.world_size
+        self.frames += batch.frames.shape[0] * (batch.frames.shape[1] - 1) * trainer.world_size
         if trainer.global_step % self.every_steps == 0:
             now = time.monotonic()
             pl_module.log("train/frames_per_second", self.frames / (now - self.since))

@@ -1,6 +1,7 @@
 """The LightningModule: joins model, cost and optimizer, and does nothing else."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -9,12 +10,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from babble.cells import State
+from babble.data import Batch
 from babble.frames import Mode
 from babble.model import Babbler, ModelConfig
 
 SCHEDULES = ("constant", "cosine")
 # Validation walks a recording in pieces of this many frames, state carried, so that memory stays flat.
 PIECE_FRAMES = 1000
+# What each frame further ahead counts beside the next one.
+AHEAD_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class OptimConfig:
         warmup_steps: steps in which the learning rate rises from nothing.
         schedule_steps: where the cosine ends; None takes the training's last step, if epochs or steps say which.
         loss_steps: "all" learns from every step of a window; "last" only from its last, as 2017 did.
+        input_noise: share of the levels heard in training that are replaced by those of other frames, each field by
+            itself, against drift when the network hears itself.
+        ema_decay: also average the weights over the steps, each step's average keeping this share of the one before
+            (0.999 or so); what is validated, heard and kept is the average. None for no average.
     """
 
     name: str = "nadam"
@@ -39,6 +48,8 @@ class OptimConfig:
     warmup_steps: int = 0
     schedule_steps: int | None = None
     loss_steps: str = "all"
+    input_noise: float = 0.0
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown names and settings that nothing would obey."""
@@ -51,6 +62,10 @@ class OptimConfig:
         for key in ("lr", "clip_norm"):
             if getattr(self, key) is not None and getattr(self, key) <= 0:
                 raise ValueError(f"optim.{key}={getattr(self, key)}: above 0 is needed.")
+        for key in ("input_noise", "ema_decay"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"optim.{key}={value}: 0 or more and below 1 is needed.")
 
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -85,8 +100,6 @@ class BabbleModule(pl.LightningModule):
     from each one's first frame, every frame but that first one counted.
     """
 
-    cost_sums: Tensor
-
     def __init__(self, model: ModelConfig, mode: Mode, optim: OptimConfig, total_steps: int | None = None) -> None:
         super().__init__()
         # Plain values only: torch loads checkpoints with weights_only. It is what `load_model` builds from.
@@ -95,27 +108,49 @@ class BabbleModule(pl.LightningModule):
         self.mode = mode
         self.optim = optim
         self.total_steps = optim.schedule_steps or total_steps
-        self.register_buffer("cost_sums", torch.zeros(3, mode.num_fields, dtype=torch.float64), persistent=False)
+        # The streams' state after the last batch, and the held-out costs so far. No buffers: neither is a weight.
+        self.carried: list[State] | None = None
+        self.cost_sums = torch.empty(0)
 
     @property
     def headline(self) -> str:
         """The name of the figure that says which checkpoint is best."""
         return "val/bits_per_frame" if self.model.typed_head.has_likelihood else "val/error_levels"
 
-    def training_step(self, windows_BTF: Tensor, batch_idx: int) -> Tensor:
-        """Return the mean cost a field of one batch of windows."""
-        frames_BTF = windows_BTF.long()
-        hidden_BTH, _ = self.model(frames_BTF[:, :-1])
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean cost a field of one batch of windows, or of one piece of every stream."""
+        frames_BTF = batch.frames.long()
+        heard_BTF = replace_levels(frames_BTF[:, :-1], self.optim.input_noise)
+        hidden_BTH, after = self.model(heard_BTF, self._state_before(batch.starts))
+        self.carried = [tuple(tensor.detach() for tensor in layer) for layer in after]
         targets_BTF = frames_BTF[:, 1:]
         if self.optim.loss_steps == "last":
             hidden_BTH, targets_BTF = hidden_BTH[:, -1:], targets_BTF[:, -1:]
         loss = self.model.typed_head.cost(hidden_BTH, targets_BTF).mean()
         self.log("train/loss", loss)
+        for further, head in enumerate(self.model.heads_ahead, 1):
+            cost = head.cost(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()  # type: ignore[operator]
+            self.log(f"train/loss_ahead_{further + 1}", cost)
+            loss = loss + AHEAD_WEIGHT * cost
         return loss
+
+    def _state_before(self, starts_B: Tensor) -> list[State] | None:
+        """Return the state that a batch goes on from: the last batch's, afresh where the batch says so."""
+        if self.carried is None or bool(starts_B.all()):
+            return None
+        fresh = self.model.initial_state(len(starts_B))
+        return [
+            tuple(torch.where(starts_B[:, None], new, old) for new, old in zip(new_layer, old_layer, strict=True))
+            for new_layer, old_layer in zip(fresh, self.carried, strict=True)
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the layers that are left out, without which the weights say something else."""
+        checkpoint["asleep_layers"] = sorted(self.model.asleep)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation's sums."""
-        self.cost_sums.zero_()
+        self.cost_sums = torch.zeros(3, self.mode.num_fields, dtype=torch.float64, device=self.device)
 
     def validation_step(self, recording_BTF: Tensor, batch_idx: int) -> None:
         """Add one whole recording (1, T, F) to the sums, state carried through it."""
@@ -139,24 +174,50 @@ class BabbleModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-@torch.no_grad()
-def sum_costs(model: Babbler, frames_BTF: Tensor) -> Tensor:
-    """Return what predicting recordings costs, summed over all their frames but the first, float64 (3, F).
+def replace_levels(frames_BTF: Tensor, share: float) -> Tensor:
+    """Return frames in which this share of the levels are those of random other frames of the batch, same field."""
+    if not share:
+        return frames_BTF
+    flat_NF = frames_BTF.flatten(0, 1)
+    other_NF = flat_NF[torch.randint(len(flat_NF), (len(flat_NF),), device=flat_NF.device)]
+    is_replaced = torch.rand(flat_NF.shape, device=flat_NF.device) < share
+    return torch.where(is_replaced, other_NF, flat_NF).view_as(frames_BTF)
 
-    Row 0 is the absolute error in levels of the head's best guess, row 1 its bits (zeros without a likelihood), row 2
-    how many values were predicted. State is carried from the first frame to the last.
-    """
-    head = model.typed_head
-    sums = torch.zeros(3, frames_BTF.shape[-1], dtype=torch.float64, device=frames_BTF.device)
-    state = None
+
+@torch.no_grad()
+def _iterate_costs(model: Babbler, frames_BTF: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield absolute errors in levels and bits (B, T, F) piece by piece, state carried through all of them."""
+    head, state = model.typed_head, None
     for start in range(0, frames_BTF.shape[1] - 1, PIECE_FRAMES):
         piece = frames_BTF[:, start : start + PIECE_FRAMES + 1]
         hidden_BTH, state = model(piece[:, :-1], state)
         targets = piece[:, 1:]
-        sums[0] += (head.guess(hidden_BTH) - targets).abs().double().sum(dim=(0, 1))
-        if head.has_likelihood:
-            sums[1] += head.cost(hidden_BTH, targets).double().sum(dim=(0, 1))
-        sums[2] += targets.shape[0] * targets.shape[1]
+        error_BTF = (head.guess(hidden_BTH) - targets).abs()
+        yield error_BTF, head.cost(hidden_BTH, targets) if head.has_likelihood else torch.zeros_like(error_BTF)
+
+
+def measure_costs(model: Babbler, frames_BTF: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what predicting every frame of recordings but the first costs, state carried from it on.
+
+    Returns:
+        error_BTF, the absolute error in levels of the head's best guess, and bits_BTF, zeros without a likelihood;
+        float32 on the CPU, T one less than that of the recordings.
+    """
+    pieces = [(error.float().cpu(), bits.float().cpu()) for error, bits in _iterate_costs(model, frames_BTF)]
+    if not pieces:
+        nothing = torch.zeros(len(frames_BTF), 0, frames_BTF.shape[-1])
+        return nothing, nothing
+    error, bits = zip(*pieces, strict=True)
+    return torch.cat(error, dim=1), torch.cat(bits, dim=1)
+
+
+def sum_costs(model: Babbler, frames_BTF: Tensor) -> Tensor:
+    """Return the costs of `measure_costs` summed over all frames, float64 (3, F): error, bits, how many values."""
+    sums = torch.zeros(3, frames_BTF.shape[-1], dtype=torch.float64, device=frames_BTF.device)
+    for error_BTF, bits_BTF in _iterate_costs(model, frames_BTF):
+        sums[0] += error_BTF.double().sum(dim=(0, 1))
+        sums[1] += bits_BTF.double().sum(dim=(0, 1))
+        sums[2] += error_BTF.shape[0] * error_BTF.shape[1]
     return sums
 
 

@@ -29,10 +29,11 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
+from babble.averaging import make_averaging
+from babble.baselines import measure_baselines
 from babble.checkpoints import Checkpoints, StopRequest
 from babble.commands import config_to_dict, run_command
 from babble.data import DataConfig, SpeechData
-from babble.evaluate import measure_baselines
 from babble.generate import load_checkpoint
 from babble.listening import Listening, ListeningConfig
 from babble.metrics import MetricsCsv, PlainLines, Speed
@@ -119,6 +120,8 @@ class TrainConfig:
         model: the network.
         optim: how its weights are moved.
         unfreezing: stages from the bottom up, a list of {layers, epochs}; empty lets all layers learn at once.
+        waiting_layers: a layer that has not woken yet is in the path with its first weights ("frozen", as 2017), or
+            left out until it wakes ("skipped").
         stop: when it ends.
         validate_every_epochs: how often the held-out recordings are heard; they are at the end in any case.
         listening: what is heard and seen of it meanwhile.
@@ -137,6 +140,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     unfreezing: tuple[Stage, ...] = ()
+    waiting_layers: str = "frozen"
     stop: StopConfig = field(default_factory=StopConfig)
     validate_every_epochs: int = 1
     listening: ListeningConfig = field(default_factory=ListeningConfig)
@@ -149,11 +153,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what only shows between the parts."""
-        check_stages(self.unfreezing, self.model.num_layers)
+        check_stages(self.unfreezing, self.model.num_layers, self.waiting_layers)
         if self.stop == StopConfig():
             raise ValueError("nothing says when to stop: set stop.epochs, stop.steps, stop.hours or stop.patience.")
         if self.optim.schedule == "cosine" and not (self.optim.schedule_steps or self.stop.epochs or self.stop.steps):
             raise ValueError("optim.schedule=cosine needs an end: set optim.schedule_steps, stop.steps or stop.epochs.")
+        if self.model.frames_ahead > 1 and self.optim.loss_steps == "last":
+            raise ValueError(
+                f"model.frames_ahead={self.model.frames_ahead} needs optim.loss_steps=all: behind a window's last step "
+                "is only one frame."
+            )
         for key in ("validate_every_epochs", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: at least 1 is needed.")
@@ -239,6 +248,8 @@ class TrainResult:
         figure: the headline's name, "val/bits_per_frame" or "val/error_levels".
         best: its best value on the validation split.
         steps: optimizer steps done.
+        frames: frames learned from in them, all processes together.
+        weights: how many the network has.
         already_finished: whether there was nothing left to do.
     """
 
@@ -246,6 +257,8 @@ class TrainResult:
     figure: str
     best: float
     steps: int
+    frames: int
+    weights: int
     already_finished: bool = False
 
 
@@ -295,7 +308,8 @@ def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFo
     checkpoints = Checkpoints(run, config.unfreezing, config.checkpoint_minutes, request)
     is_terminal = sys.stdout.isatty()
     callbacks: list[pl.Callback] = [
-        Unfreezing(config.unfreezing, module.model.layers),
+        Unfreezing(config.unfreezing, module.model, config.waiting_layers),
+        *([make_averaging(config.optim.ema_decay)] if config.optim.ema_decay else []),
         Speed(config.log_every_steps),
         Listening(config.listening, run, data.validation_recordings, data.mode, config.unfreezing),
         TQDMProgressBar() if is_terminal else PlainLines(config.unfreezing, config.stop.epochs),
@@ -321,7 +335,9 @@ def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFo
             accelerator=config.compute.accelerator,
             devices=config.compute.devices,
             # No buffer changes in training, so none needs to be sent round before each step.
-            strategy=DDPStrategy(broadcast_buffers=False) if config.compute.devices > 1 else "auto",
+            strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.waiting_layers == "skipped")
+            if config.compute.devices > 1
+            else "auto",
             precision=config.compute.precision,  # type: ignore[arg-type]
             max_epochs=config.stop.epochs or -1,
             max_steps=config.stop.steps or -1,
@@ -347,7 +363,15 @@ def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFo
             for logger in loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()
-    result = {"figure": module.headline, "best": checkpoints.best, "steps": steps}
+    batch = config.data.batch_size * config.data.window_frames * trainer.world_size
+    weights = sum(parameter.numel() for parameter in module.parameters())
+    result = {
+        "figure": module.headline,
+        "best": checkpoints.best,
+        "steps": steps,
+        "frames": steps * batch,
+        "weights": weights,
+    }
     if trainer.is_global_zero:
         write_json(run.finished, result)
     return TrainResult(run.path, **result)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Which layers learn at an epoch: a pure function, and the callback that obeys it.
 
 2017 trained layer 1 for 60 epochs, layers 1 and 2 for the next 180, and layer 3 only from then on. A waiting layer
-stays in the path, with the weights it has; input and head always learn.
+stays in the path, with the weights it has, or is left out until it wakes; input and head always learn.
 
 The trap: freezing by `requires_grad` before DDP wraps the model and thawing later lets the ranks drift apart without a
 word. Here every parameter requires grad all the time, and a waiting layer's gradients are dropped after the
@@ -13,8 +13,9 @@ from itertools import accumulate
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import nn
 from torch.optim import Optimizer
+
+from babble.model import Babbler
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,16 @@ class Stage:
     epochs: int | None = None
 
 
-def check_stages(stages: tuple[Stage, ...], num_layers: int) -> None:
+WAITING = ("frozen", "skipped")
+
+
+def check_stages(stages: tuple[Stage, ...], num_layers: int, waiting: str = "frozen") -> None:
     """Raise if no training can go by these stages.
+
+    Args:
+        stages: what the user typed.
+        num_layers: how many layers there are.
+        waiting: "frozen", a layer that has not woken yet is in the path with its first weights, as 2017; or "skipped".
 
     Raises:
         ValueError: names the stage and what is wrong with it.
@@ -49,6 +58,13 @@ def check_stages(stages: tuple[Stage, ...], num_layers: int) -> None:
                 f"unfreezing: stage {number} of {len(stages)} has epochs={stage.epochs}: every stage but the last "
                 "needs at least 1, and the last has none, as it lasts until the training stops."
             )
+    if waiting not in WAITING:
+        raise ValueError(f"waiting_layers={waiting!r} is none of {', '.join(WAITING)}.")
+    if waiting == "skipped" and not (stages and 1 in stages[0].layers):
+        raise ValueError(
+            "waiting_layers=skipped needs unfreezing stages of which the first has layer 1: without them no layer "
+            "waits, and without the lowest layer nothing hears the input."
+        )
 
 
 def stage_at(epoch: int, stages: tuple[Stage, ...]) -> int:
@@ -64,17 +80,28 @@ def learning_layers(epoch: int, stages: tuple[Stage, ...], num_layers: int) -> t
     return stages[stage_at(epoch, stages) - 1].layers
 
 
+def asleep_layers(epoch: int, stages: tuple[Stage, ...], num_layers: int) -> frozenset[int]:
+    """Return the layers, counted from 1, that have not learned in any stage up to an epoch's."""
+    if not stages:
+        return frozenset()
+    woken = {layer for stage in stages[: stage_at(epoch, stages)] for layer in stage.layers}
+    return frozenset(range(1, num_layers + 1)) - woken
+
+
 class Unfreezing(pl.Callback):
     """Obeys `learning_layers`: lets a waiting layer's gradients go before the optimizer sees them.
 
     Args:
         stages: what `check_stages` has let pass.
-        layers: the stack, lowest layer first.
+        model: the network; its `layers` are the stack, lowest first.
+        waiting: "frozen" or "skipped", see `check_stages`.
     """
 
-    def __init__(self, stages: tuple[Stage, ...], layers: nn.ModuleList) -> None:
+    def __init__(self, stages: tuple[Stage, ...], model: Babbler, waiting: str) -> None:
         self.stages = stages
-        self.layers = layers
+        self.model = model
+        self.layers = model.layers
+        self.waiting = waiting
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -87,6 +114,9 @@ class Unfreezing(pl.Callback):
                     parameter.grad = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Log the stage, so that every curve can be read beside it."""
+        """Leave out the layers that have not woken, where asked to; log the stage, to read every curve beside it."""
+        # Not at an epoch's start: a run that goes on in the middle of one sees none.
+        if self.waiting == "skipped":
+            self.model.asleep = asleep_layers(trainer.current_epoch, self.stages, len(self.layers))
         if self.stages:
             pl_module.log("train/stage", float(stage_at(trainer.current_epoch, self.stages)))

@@ -4,9 +4,20 @@ import pytest
 import torch
 
 from babble import module
+from babble.data import Batch
 from babble.frames import MODES
+from babble.heads import HEADS
 from babble.model import Babbler, ModelConfig
-from babble.module import BabbleModule, OptimConfig, held_out_figures, lr_factor, sum_costs
+from babble.module import (
+    AHEAD_WEIGHT,
+    BabbleModule,
+    OptimConfig,
+    held_out_figures,
+    lr_factor,
+    measure_costs,
+    replace_levels,
+    sum_costs,
+)
 
 MODE = MODES["1300"]
 
@@ -20,7 +31,7 @@ def _model(head: str) -> Babbler:
     return Babbler(ModelConfig(num_layers=2, units=8, head=head), MODE)
 
 
-@pytest.mark.parametrize("head", ["regression", "categorical"])
+@pytest.mark.parametrize("head", list(HEADS))
 def test_pieces_with_carried_state_cost_what_one_pass_costs(head: str, monkeypatch: pytest.MonkeyPatch):
     model, recording = _model(head), _speech(101)
     whole = sum_costs(model, recording)
@@ -61,11 +72,63 @@ def test_learning_from_the_last_step_alone():
         torch.manual_seed(0)
         trained = BabbleModule(config, MODE, OptimConfig(loss_steps=steps))
         trained.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
-        losses[steps] = trained.training_step(windows, 0)
+        losses[steps] = trained.training_step(Batch(windows, torch.ones(3, dtype=torch.bool)), 0)
         hidden_BTH, _ = trained.model(windows[:, :-1])
         cost = trained.model.typed_head.cost(hidden_BTH, windows[:, 1:])
         torch.testing.assert_close(losses[steps], cost.mean() if steps == "all" else cost[:, -1].mean())
     assert losses["all"] != losses["last"]
+
+
+def _untrained(config: ModelConfig, optim: OptimConfig | None = None) -> BabbleModule:
+    torch.manual_seed(0)
+    made = BabbleModule(config, MODE, optim or OptimConfig())
+    made.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    return made
+
+
+def test_streams_carry_their_state_and_start_afresh_where_the_batch_says_so():
+    speech = _speech(13, batch=2)
+    trained = _untrained(ModelConfig(num_layers=2, units=6))
+    first, second = speech[:, :7], speech[:, 6:]
+    trained.training_step(Batch(first, torch.tensor([True, True])), 0)
+    loss = trained.training_step(Batch(second, torch.tensor([False, True])), 1)
+    model = trained.model
+    carried, _ = model(speech[:1, :-1])
+    fresh, _ = model(second[1:, :-1])
+    by_hand = model.typed_head.cost(torch.cat([carried[:, 6:], fresh]), second[:, 1:]).mean()
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_frames_further_ahead_are_learned_by_heads_of_their_own():
+    speech = _speech(9, batch=2)
+    trained = _untrained(ModelConfig(num_layers=1, units=6, frames_ahead=3))
+    loss = trained.training_step(Batch(speech, torch.tensor([True, True])), 0)
+    hidden_BTH, _ = trained.model(speech[:, :-1])
+    by_hand = trained.model.typed_head.cost(hidden_BTH, speech[:, 1:]).mean()
+    for further, head in enumerate(trained.model.heads_ahead, 1):
+        # Step t stands for frame t + 1, so frame t + 1 + further is `further` behind it.
+        by_hand = by_hand + AHEAD_WEIGHT * head.cost(hidden_BTH[:, : 8 - further], speech[:, 1 + further :]).mean()
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_noise_replaces_the_share_of_levels_asked_for_by_levels_of_the_same_field():
+    torch.manual_seed(0)
+    frames = torch.arange(40 * 50 * 4).view(40, 50, 4)
+    noisy = replace_levels(frames, 0.25)
+    # 8,000 levels: four standard errors are 0.02.
+    assert (noisy != frames).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert (noisy % 4 == frames % 4).all()
+    assert replace_levels(frames, 0.0) is frames
+
+
+@torch.no_grad()
+def test_costs_by_frame_sum_to_the_sums():
+    model, recording = _model("autoregressive"), _speech(40)
+    error, bits = measure_costs(model, recording)
+    assert error.shape == bits.shape == (1, 39, MODE.num_fields)
+    sums = sum_costs(model, recording)
+    torch.testing.assert_close(error.double().sum(dim=(0, 1)), sums[0])
+    torch.testing.assert_close(bits.double().sum(dim=(0, 1)), sums[1])
 
 
 def test_the_learning_rate_is_a_function_of_the_step():

@@ -76,7 +76,7 @@ def test_a_run_folder_explains_itself(undisturbed: TrainResult, speech_shards: P
     (start,) = json.loads((run / "environment.json").read_text())
     assert start["versions"]["torch"] == torch.__version__
     baselines = json.loads((run / "baselines.json").read_text())
-    assert set(baselines["the last frame copied"]) == {"error_levels"}
+    assert baselines["the last frame copied"].keys() >= {"error_levels", "error/lsp"}
     assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == ["best", "last", "stage-1", "stage-2"]
     steps = [int(row["step"]) for row in _metrics(run) if row["val/error_levels"]]
     assert steps == [EPOCH_STEPS * (epoch + 1) - 1 for epoch in range(EPOCHS)]
@@ -114,6 +114,61 @@ def test_stopped_between_any_two_steps_a_run_ends_the_same(
             train(config)
     assert train(config).best == undisturbed.best
     _assert_same_run(tmp_path / "stopped", undisturbed.run)
+
+
+def _rich_config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
+    """The same with all that keeps a state of its own: streams, random noise and dropout, averaged weights."""
+    return _config(
+        shards,
+        runs,
+        name,
+        data=DataConfig(shards, reading="streams", window_frames=16, batch_size=4, windows_per_epoch=4 * EPOCH_STEPS),
+        model=ModelConfig(num_layers=2, units=8, skips=True, dropout=0.2, frames_ahead=2),
+        optim=OptimConfig(input_noise=0.1, ema_decay=0.8, schedule="cosine"),
+        waiting_layers="skipped",
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def rich(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return train(_rich_config(speech_shards, tmp_path_factory.mktemp("runs"), "rich"))
+
+
+@pytest.mark.parametrize("stops", [[6], [2, 8, 9, 19]], ids=str)
+def test_streams_noise_and_averaged_weights_survive_a_stop(
+    stops: list[int], rich: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    config = _rich_config(speech_shards, tmp_path, "stopped")
+    for stop in stops:
+        with (
+            mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer, stop=stop: trainer.global_step >= stop),
+            pytest.raises(Interrupted, match=f"stopped at step {stop}"),
+        ):
+            train(config)
+    assert train(config).best == rich.best
+    _assert_same_run(tmp_path / "stopped", rich.run)
+    assert _checkpoint(tmp_path / "stopped", "stage-1")["asleep_layers"] == [2]
+    assert _checkpoint(tmp_path / "stopped", "stage-2")["asleep_layers"] == []
+
+
+def test_weights_that_run_away_end_the_training_with_the_cure(speech_shards: Path, tmp_path: Path):
+    config = _rich_config(speech_shards, tmp_path, "away")
+    config = dataclasses.replace(config, optim=OptimConfig(name="sgd", lr=1e30, clip_norm=None))
+    with pytest.raises(CommandError, match=r"val/bits_per_frame is not a number at step 4: .*smaller optim\.lr"):
+        train(config)
+    assert not (tmp_path / "away" / "finished.json").exists()
+
+
+def test_what_is_kept_is_the_average_of_the_weights(rich: TrainResult, speech_shards: Path, tmp_path: Path):
+    last = _checkpoint(rich.run)
+    averaged, current = last["state_dict"], last["current_model_state"]
+    name = "model.layers.0.rnn.weight_hh_l0"
+    assert not torch.equal(averaged[name], current[name])
+    plain = _rich_config(speech_shards, tmp_path, "plain")
+    plain = dataclasses.replace(plain, optim=dataclasses.replace(plain.optim, ema_decay=None))
+    # Averaging changes what is kept, not what is learned.
+    assert torch.equal(_checkpoint(train(plain).run)["state_dict"][name], current[name])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

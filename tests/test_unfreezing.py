@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from babble.unfreezing import Stage, Unfreezing, check_stages, learning_layers, stage_at
+from babble.frames import MODES
+from babble.model import Babbler, ModelConfig
+from babble.unfreezing import Stage, Unfreezing, asleep_layers, check_stages, learning_layers, stage_at
 
 STAGES_2017 = (Stage((1,), 60), Stage((1, 2), 180), Stage((3,)))
 
@@ -40,9 +42,10 @@ def test_a_schedule_that_can_not_be_is_refused(stages: tuple[Stage, ...], messag
 
 def test_a_waiting_layer_keeps_its_weights_and_gathers_no_moments():
     torch.manual_seed(0)
-    layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    model = Babbler(ModelConfig(num_layers=3, units=2), MODES["1300"])
+    layers = model.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
     optimizer = torch.optim.NAdam(layers.parameters(), weight_decay=0.1)
-    callback = Unfreezing((Stage((1,), 2), Stage((1, 2), 2), Stage((3,))), layers)
+    callback = Unfreezing((Stage((1,), 2), Stage((1, 2), 2), Stage((3,))), model, "frozen")
     trainer = type("Trainer", (), {"current_epoch": 0})()
     moved = []
     for trainer.current_epoch in range(6):
@@ -58,3 +61,18 @@ def test_a_waiting_layer_keeps_its_weights_and_gathers_no_moments():
         if trainer.current_epoch == 1:
             assert layers[1].weight not in optimizer.state
     assert moved == 2 * [[True, False, False]] + 2 * [[True, True, False]] + 2 * [[False, False, True]]
+
+
+def test_skipped_layers_are_asleep_until_a_stage_wakes_them_and_stay_awake():
+    assert asleep_layers(0, STAGES_2017, 3) == {2, 3}
+    assert asleep_layers(60, STAGES_2017, 3) == {3}
+    # Layers 1 and 2 learn no more in the third stage, but are in the path.
+    assert asleep_layers(240, STAGES_2017, 3) == frozenset()
+    assert asleep_layers(5, (), 3) == frozenset()
+
+
+@pytest.mark.parametrize("stages", [(), (Stage((2,), 3), Stage((1, 2)))])
+def test_skipping_needs_a_stage_that_wakes_the_lowest_layer_first(stages: tuple[Stage, ...]):
+    with pytest.raises(ValueError, match="waiting_layers=skipped needs unfreezing stages of which the first has"):
+        check_stages(stages, 3, "skipped")
+    check_stages(STAGES_2017, 3, "skipped")
