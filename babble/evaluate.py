@@ -1,39 +1,61 @@
-"""The measures on held-out speech, beside their baselines.
+"""The measures on held-out speech and on babble, beside their baselines.
 
-    python -m babble.evaluate runs/NAME --shards shards/tale --split test --json out.json
+    python -m babble.evaluate runs/NAME --shards shards/tale --split test --json out.json --figure out.png
 
 1. The network hears each held-out recording whole, state carried from its first frame on, and predicts every frame
-   but that first one: mean absolute error in levels, and bits per frame where the head has a likelihood.
-2. The baselines learn from the training split of the same shards and predict the same frames: the last frame copied,
-   the median given the same field's last level, each field's own frequencies, and those given its last level.
-3. On request the 2017 training error: the last frame of windows of the training split. It says what the network
+   but that first one: mean absolute error in levels, and bits per frame where the head has a likelihood; in total,
+   by group and by field, and without the pitch of unvoiced frames.
+2. The baselines learn from the training split of the same shards and predict the same frames (baselines.py).
+3. The network babbles from several held-out seeds. What battery.py measures of it stands beside the same measures of
+   held-out speech, other real speech, shuffled frames and a Markov chain; and a classifier tries to tell each of them
+   from the held-out speech (discriminator.py).
+   This takes most of the time: about ten minutes on one core with what is the default; an hour of speech takes 1. and
+   2. a quarter of a minute.
+4. On request the 2017 training error: the last frame of windows of the training split. It says what the network
    remembers and is no result.
 """
 
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from babble.baselines import (
+    BLOCK_SECONDS,
+    bootstrap_interval,
+    find_unvoiced_pitch,
+    measure_baselines,
+    name_bits,
+    name_errors,
+)
+from babble.battery import CLIP_SECONDS, REAL, babble_markov, format_battery, run_battery, shuffle_frames
 from babble.commands import run_command
 from babble.data import window_starts
+from babble.discriminator import tell_apart
+from babble.drawing import Drawing
 from babble.frames import Mode
-from babble.generate import load_checkpoint
+from babble.generate import SEED_FRAMES, GenerateConfig, find_drawing, generate_frames, load_checkpoint
 from babble.model import Babbler, model_from_checkpoint
-from babble.module import held_out_figures, sum_costs
+from babble.module import measure_costs
+from babble.plots import plot_evaluation, save_figure
 from babble.run import RunFolder
 from babble.shards import read_manifest, read_recordings, write_json
 
-# Added to every count of the frequency baselines, so that a level never heard in training costs bits and not infinity.
-PSEUDO_COUNT = 0.1
 WINDOWS_AT_ONCE = 64
+# Streams of babble side by side, each from a seed of its own.
+NUM_STREAMS = 8
+CLASSIFIED_SECONDS = (1, 4, 16, 60)
+# So much of each kind of speech goes through the phone recogniser, by far the slowest of the measures.
+PHONE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a trained network on held-out speech.
+    """Measure a trained network on held-out speech, and its babble beside it.
 
     Attributes:
         run: the run's folder, runs/NAME.
@@ -43,7 +65,13 @@ class EvaluateConfig:
         training_windows: also the 2017 training error, over so many windows spread evenly over the training split;
             0 leaves it out.
         window_frames: length of these windows.
+        seconds_of_babble: length of each of 8 streams of babble, which are measured as speech; 0 leaves that out.
+        temperature: as babble.generate has it, for that babble; so are the next three.
+        top_p: see babble.generate.
+        min_p: see babble.generate.
+        random_seed: of the babble, and of whatever is drawn in measuring it.
         json: also write the figures to this file.
+        figure: also draw them, to this PNG.
     """
 
     run: Path | None = None
@@ -52,7 +80,13 @@ class EvaluateConfig:
     split: str = "validation"
     training_windows: int = 0
     window_frames: int = 200
+    seconds_of_babble: float = 600.0
+    temperature: str | float | None = None
+    top_p: str | float | None = None
+    min_p: str | float | None = None
+    random_seed: int = 0
     json: Path | None = None
+    figure: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't be measured."""
@@ -62,47 +96,42 @@ class EvaluateConfig:
             raise ValueError(f"--split {self.split}: validation or test; what was trained on is no result.")
         if self.training_windows < 0 or self.window_frames < 1:
             raise ValueError("--training_windows has to be 0 or more and --window_frames 1 or more.")
+        if self.seconds_of_babble < 0:
+            raise ValueError(f"--seconds_of_babble {self.seconds_of_babble}: 0 or more is needed.")
+        for key in ("temperature", "top_p", "min_p"):
+            if not self.seconds_of_babble and getattr(self, key) is not None:
+                raise ValueError(f"--{key} has no effect with --seconds_of_babble 0.")
+        if self.figure and self.figure.suffix != ".png":
+            raise ValueError(f"--figure {self.figure}: a name that ends in .png is needed.")
 
 
-def _transitions(recordings: list[np.ndarray], column: int, levels: int) -> np.ndarray:
-    """Return how often each level of a field follows each, float64 (last, next)."""
-    counts = np.zeros(levels * levels)
-    for frames in recordings:
-        level = frames[:, column].astype(np.int64)
-        counts += np.bincount(level[:-1] * levels + level[1:], minlength=levels * levels)
-    return counts.reshape(levels, levels)
+def measure_held_out(model: Babbler, held_out: list[np.ndarray]) -> dict[str, Any]:
+    """Return what predicting recordings (T, F) costs the network: the figures of `name_errors` and `name_bits`.
 
-
-def measure_baselines(train: list[np.ndarray], held_out: list[np.ndarray], mode: Mode) -> dict[str, dict[str, float]]:
-    """Return what predictors without a network reach on held-out recordings, by name.
-
-    Args:
-        train: recordings (T, F) that frequencies and medians are learned from.
-        held_out: recordings (T, F) that are predicted, every frame but each one's first.
-        mode: their mode; in modes with label fields no error is given.
-
-    Returns:
-        for each baseline "error_levels" or "bits_per_frame".
+    "intervals" has those of the headline figures, [low, high] or None where the speech is too short to tell.
     """
-    errors = {"the last frame copied": 0.0, "the median given the last level": 0.0}
-    bits = {"each field's frequencies": 0.0, "frequencies given the last level": 0.0}
-    for column, levels in enumerate(mode.levels.tolist()):
-        learned = _transitions(train, column, levels) + PSEUDO_COUNT
-        heard = _transitions(held_out, column, levels)
-        frames = heard.sum()
-        given_last = learned / learned.sum(axis=1, keepdims=True)
-        alone = learned.sum(axis=0) / learned.sum()
-        bits["each field's frequencies"] -= (heard.sum(axis=0) * np.log2(alone)).sum() / frames
-        bits["frequencies given the last level"] -= (heard * np.log2(given_last)).sum() / frames
-        last, after = np.indices(heard.shape)
-        median = (given_last.cumsum(axis=1) < 0.5).sum(axis=1)
-        errors["the last frame copied"] += (heard * abs(after - last)).sum() / frames / mode.num_fields
-        errors["the median given the last level"] += (
-            (heard * abs(after - median[:, None])).sum() / frames / mode.num_fields
-        )
-    figures = {name: {"bits_per_frame": float(value)} for name, value in bits.items()}
-    if not mode.has_labels:
-        figures |= {name: {"error_levels": float(value)} for name, value in errors.items()}
+    mode, has_bits = model.mode, model.typed_head.has_likelihood
+    errors, bits, saved = [], [], []
+    for frames in held_out:
+        error_BTF, bits_BTF = measure_costs(model, torch.from_numpy(frames.astype(np.int64))[None])
+        errors.append(error_BTF[0].numpy().astype(np.float64))
+        bits.append(bits_BTF[0].numpy().astype(np.float64))
+        is_unvoiced_pitch = find_unvoiced_pitch(frames[1:], mode)
+        if is_unvoiced_pitch is not None:
+            saved.append(np.where(is_unvoiced_pitch, bits[-1], 0).sum(axis=1))
+    figures = name_errors(np.concatenate(errors).mean(axis=0), mode)
+    costs = {"error_levels": [error.mean(axis=1) for error in errors]}
+    if has_bits:
+        unvoiced_bits = float(np.concatenate(saved).mean()) if saved else None
+        figures |= name_bits(np.concatenate(bits).mean(axis=0), unvoiced_bits, mode)
+        totals = [values.sum(axis=1) for values in bits]
+        costs["bits_per_frame"] = totals
+        if saved:
+            costs["bits_per_frame_without_unvoiced_pitch"] = [a - b for a, b in zip(totals, saved, strict=True)]
+    block_frames = BLOCK_SECONDS * mode.frames_per_second
+    figures["intervals"] = {
+        name: bootstrap_interval(values, block_frames) for name, values in costs.items() if name in figures
+    }
     return figures
 
 
@@ -129,6 +158,75 @@ def training_error_2017(model: Babbler, recordings: list[np.ndarray], windows: i
     return total / len(chosen)
 
 
+def pick_stretches(
+    recordings: list[np.ndarray], num_frames: int, wanted_frames: int, clip_frames: int, random_seed: int
+) -> list[np.ndarray]:
+    """Return stretches drawn from all recordings, in their order, until they have as many frames as wanted.
+
+    Args:
+        recordings: (T, F) each; all of them is returned where they have no more.
+        num_frames: length of a stretch; what is left of a recording is shorter, unless it is too short.
+        wanted_frames: how many frames are wanted of all stretches together.
+        clip_frames: shorter is too short, unless most recordings are.
+        random_seed: of the draw.
+    """
+    pieces = [frames[t : t + num_frames] for frames in recordings for t in range(0, len(frames), num_frames)]
+    shortest = min(clip_frames, np.median([len(piece) for piece in pieces]))
+    pieces = [piece for piece in pieces if len(piece) >= shortest]
+    order = np.random.default_rng(random_seed).permutation(len(pieces))
+    before = np.cumsum([0, *(len(pieces[n]) for n in order)])[:-1]
+    return [pieces[n] for n in sorted(order[before < wanted_frames])]
+
+
+def make_babble(
+    model: Babbler, held_out: list[np.ndarray], num_frames: int, drawing: Drawing, random_seed: int
+) -> list[np.ndarray]:
+    """Return `NUM_STREAMS` streams (num_frames, F) of babble, from seeds spread evenly over held-out recordings."""
+    joined = np.concatenate(held_out)
+    seed_frames = min(SEED_FRAMES, len(joined))
+    firsts = np.linspace(0, len(joined) - seed_frames, NUM_STREAMS).astype(int)
+    seeds_BTF = np.stack([joined[first : first + seed_frames] for first in firsts])
+    return list(generate_frames(model, seeds_BTF, num_frames, drawing, random_seed))
+
+
+def compare_speech(
+    babble: list[np.ndarray], held_out: list[np.ndarray], train: list[np.ndarray], mode: Mode, random_seed: int
+) -> dict[str, Any]:
+    """Return the battery's figures of babble beside real and dumb speech, and how well each is told from held-out.
+
+    Args:
+        babble: streams (T, F) of one length, which the stretches of the other kinds have too.
+        held_out: recordings that were not learned from.
+        train: recordings that were.
+        mode: the mode of all of them.
+        random_seed: of everything drawn.
+
+    Returns:
+        "battery", what `run_battery` gives; "classifier", by kind of speech and seconds of a clip (as text) the values
+        of an `Accuracy`, None where there are too few clips. "other real speech" is what babble has to equal.
+    """
+    rng = np.random.default_rng(random_seed)
+    num_frames, wanted_frames = len(babble[0]), sum(map(len, babble))
+    clip_frames = min(num_frames, CLIP_SECONDS * mode.frames_per_second)
+    real, other = (
+        pick_stretches(recordings, num_frames, wanted_frames, clip_frames, random_seed)
+        for recordings in (held_out, train)
+    )
+    speech = {
+        "babble": babble,
+        REAL: real,
+        "other real speech": other,
+        "shuffled frames": [shuffle_frames(frames, rng) for frames in real],
+        "Markov chain": [babble_markov(train, num_frames, mode, rng) for _ in babble],
+    }
+    pairs = [(name, seconds) for name in speech if name != REAL for seconds in CLASSIFIED_SECONDS]
+    accuracies: dict[str, dict[str, Any]] = {name: {} for name, _ in pairs}
+    for name, seconds in tqdm(pairs, "classifier", disable=not sys.stderr.isatty()):
+        found = tell_apart(speech[name], real, mode, seconds * mode.frames_per_second, random_seed)
+        accuracies[name][str(seconds)] = found and asdict(found)
+    return {"battery": run_battery(speech, train, mode, PHONE_SECONDS, random_seed), "classifier": accuracies}
+
+
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Return every figure of a run on a held-out split.
 
@@ -140,6 +238,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     path = run.find_checkpoint(config.checkpoint)
     checkpoint = load_checkpoint(path)
     model = model_from_checkpoint(checkpoint)
+    settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
+    drawing = find_drawing(GenerateConfig(run=config.run, **settings), model)
     folder = Path(config.shards or run.read_config()["data"]["shards"])
     manifest = read_manifest(folder)
     if manifest.mode != model.mode:
@@ -149,9 +249,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     train = [recording.frames for recording in read_recordings(folder, manifest, "train")]
     if not held_out:
         raise ValueError(f"{folder} has no {config.split} recordings.")
-    sums = torch.zeros(3, model.mode.num_fields, dtype=torch.float64)
-    for frames in held_out:
-        sums += sum_costs(model, torch.from_numpy(frames.astype(np.int64))[None])
     figures: dict[str, Any] = {
         "run": str(run.path),
         "checkpoint": str(path),
@@ -161,7 +258,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "split": config.split,
         "recordings": [recording.recording for recording in recordings],
         "hours": sum(len(frames) for frames in held_out) / model.mode.frames_per_second / 3600,
-        "held_out": held_out_figures(sums, model, model.mode),
+        "mode": model.mode.name,
+        "held_out": measure_held_out(model, held_out),
         "baselines": measure_baselines(train, held_out, model.mode),
     }
     if config.training_windows:
@@ -170,6 +268,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         figures["training_error_2017"] = training_error_2017(
             model, train, config.training_windows, config.window_frames
         )
+    if config.seconds_of_babble:
+        num_frames = max(2, round(config.seconds_of_babble * model.mode.frames_per_second))
+        babble = make_babble(model, held_out, num_frames, drawing, config.random_seed)
+        figures["babble"] = {"streams": NUM_STREAMS, "seconds": config.seconds_of_babble, **settings}
+        figures["speech"] = compare_speech(babble, held_out, train, model.mode, config.random_seed)
+    if config.figure:
+        save_figure(plot_evaluation(figures), config.figure)
     if config.json:
         write_json(config.json, figures)
     return figures
@@ -181,24 +286,61 @@ def format_table(figures: dict[str, Any]) -> str:
         f"{figures['checkpoint']} (epoch {figures['epoch']}, step {figures['step']}) on the {figures['split']} split "
         f"of {figures['shards']}: {figures['hours']:.2f} hours, {len(figures['recordings'])} recordings"
     ]
-    units = {"error_levels": "mean absolute error, levels", "bits_per_frame": "bits per frame"}
-    for name, unit in units.items():
-        rows = {label: values[name] for label, values in figures["baselines"].items() if name in values}
-        if name in figures["held_out"]:
-            rows["this network"] = figures["held_out"][name]
-            lines += [f"\n{unit}"] + [f"  {value:8.3f}  {label}" for label, value in rows.items()]
-            part = name.split("_")[0] + "/"
-            lines += [
-                f"    {value:8.3f}  {label.removeprefix(part)}"
-                for label, value in figures["held_out"].items()
-                if label.startswith(part)
-            ]
+    parts = {
+        "error_levels": ("mean absolute error, levels", "error"),
+        "bits_per_frame": ("bits per frame", "bits"),
+        "bits_per_frame_without_unvoiced_pitch": ("bits per frame without the pitch of unvoiced frames", None),
+    }
+    for name, (unit, part) in parts.items():
+        if name not in figures["held_out"]:
+            continue
+        rows = {label: values for label, values in figures["baselines"].items() if name in values}
+        rows["this network"] = figures["held_out"]
+        lines.append(f"\n{unit}")
+        lines += [f"  {values[name]:8.3f}  {label}{_show_interval(values, name)}" for label, values in rows.items()]
+        if part:
+            groups = [label for label in figures["held_out"] if label.startswith(f"{part}/")]
+            lines += [f"    {figures['held_out'][label]:8.3f}  {label.removeprefix(f'{part}/')}" for label in groups]
+            lines += _show_fields(rows, f"{part}_by_field")
+    if "speech" in figures:
+        told = ", ".join(f"{key} {value}" for key, value in figures["babble"].items() if value is not None)
+        lines += [
+            f"\nbabble: {told}",
+            format_battery(figures["speech"]["battery"]),
+            "",
+            *_show_accuracies(figures["speech"]["classifier"]),
+        ]
     if "training_error_2017" in figures:
         lines.append(
             f"\n{figures['training_error_2017']:10.3f}  the 2017 training error (last frame of windows it has "
             "trained on): what it remembers, no result"
         )
     return "\n".join(lines)
+
+
+def _show_interval(values: dict[str, Any], name: str) -> str:
+    interval = values.get("intervals", {}).get(name)
+    return f"  ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+
+
+def _show_fields(rows: dict[str, dict[str, Any]], key: str) -> list[str]:
+    """Return a line a field, with a column for each of the rows."""
+    columns = [values[key] for values in rows.values()]
+    return [f"    by field: {'; '.join(rows)}"] + [
+        f"    {field:>8s}" + "".join(f"{column[field]:9.3f}" for column in columns) for field in columns[0]
+    ]
+
+
+def _show_accuracies(accuracies: dict[str, dict[str, Any]]) -> list[str]:
+    lines = ["told from held-out speech by a classifier, share of clips (0.5: not at all)"]
+    lines.append(" " * 20 + "".join(f"{f'{seconds} s':>22s}" for seconds in CLASSIFIED_SECONDS))
+    for name, found in accuracies.items():
+        cells = [
+            f"{a['accuracy']:.3f} ({a['low']:.3f}-{a['high']:.3f})" if a else "too little speech"
+            for a in found.values()
+        ]
+        lines.append(f"  {name:18s}" + "".join(f"{cell:>22s}" for cell in cells))
+    return lines
 
 
 def main() -> None:

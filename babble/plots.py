@@ -5,7 +5,8 @@ In: frames (T, F) of a mode, and the pcm they decode to. Out: matplotlib figures
 1. `plot_speech`: waveform, pitch, energy and LSP tracks over the spectrogram, on one time axis.
 2. `plot_progression`: each field's value now against its value next, one row of panels for each source of frames (the
    progression plots of 2017).
-3. `save_figure`: a PNG, whole or not at all, the same bytes for the same figure.
+3. `plot_evaluation`: what evaluate found: costs by field beside baselines, and babble beside real speech.
+4. `save_figure`: a PNG, whole or not at all, the same bytes for the same figure.
 
 A time axis never has more columns than the picture has pixels, so ten minutes cost little more than ten seconds. Only
 matplotlib's object interface is used, never pyplot, and no formulas: no state is shared, so callbacks may draw, and
@@ -35,6 +36,7 @@ from babble.frames import (
     Mode,
     check_levels,
     energy_db,
+    get_mode,
     lsp_hz,
     pitch_hz,
 )
@@ -63,6 +65,17 @@ MIN_DARKEST_DB = -50
 # Okabe and Ito's colours, which the colour-blind tell apart.
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY, SEED_SHADE = "#666666", "#EDEDED"
+
+# Kinds of speech in an evaluation: colour and mark.
+KIND_STYLES = {
+    "babble": (BLUE, "o"),
+    "other real speech": (GREEN, "s"),
+    "shuffled frames": (VERMILLION, "v"),
+    "Markov chain": ("#CC79A7", "^"),
+}
+BATTERY_INCHES = 6.5
+# Further off than so many spreads of real clips is far off.
+FARTHEST = 4.0
 
 PANELS_PER_ROW = 8
 # Half as many as a panel has pixels, so that a single step is seen; fields of more levels have neighbours summed.
@@ -199,6 +212,34 @@ def plot_progression(frames_by_name: dict[str, np.ndarray], mode: Mode, title: s
     _draw_color_scale(figure, image)
     lengths = ", ".join(f"{name}: {len(frames):,} frames" for name, frames in frames_by_name.items())
     _write_note(figure, f"Mode {mode.name}. {lengths}. %: the share of steps that copy the value (the diagonal).")
+    return figure
+
+
+def plot_evaluation(figures: dict[str, Any]) -> Figure:
+    """Return a figure of an evaluation: costs by field beside the baselines and, where there is babble, its battery.
+
+    Above, for each field, what the network pays (bars) beside the baselines (lines) and the field's width (shade), what
+    knowing nothing costs. Below, left, how far each measure of the battery lies from real speech, in spreads of real
+    clips; right, how often a classifier puts a clip on the right side, by length of clip.
+
+    Args:
+        figures: what `evaluate` returned.
+    """
+    has_speech = "speech" in figures
+    height = 5.0 + (BATTERY_INCHES if has_speech else 0)
+    figure = _open_figure(height, f"{figures['checkpoint']} on the {figures['split']} split of {figures['shards']}")
+    grid = _grid(
+        figure, 2 if has_speech else 1, 2, height_ratios=[1, 1.25][: 2 if has_speech else 1], hspace=0.34, wspace=0.36
+    )
+    _draw_field_costs(figure.add_subplot(grid[0, :]), figures)
+    if has_speech:
+        # The left part is for the measures' names, which are long.
+        _draw_battery(
+            figure.add_subplot(grid[1, 0].subgridspec(1, 2, width_ratios=[1, 7], wspace=0)[1]),
+            figures["speech"]["battery"],
+        )
+        _draw_accuracies(figure.add_subplot(grid[1, 1]), figures["speech"]["classifier"])
+    _write_note(figure, f"Mode {figures['mode']}, {figures['hours']:.2f} hours of held-out speech.")
     return figure
 
 
@@ -401,3 +442,97 @@ def _draw_color_scale(figure: Figure, image: AxesImage) -> None:
         ha="right",
         va="center",
     )
+
+
+def _draw_field_costs(panel: Axes, figures: dict[str, Any]) -> None:
+    network, mode = figures["held_out"], get_mode(figures["mode"])
+    key, total, unit = (
+        ("bits_by_field", "bits_per_frame", "bits")
+        if "bits_per_frame" in network
+        else ("error_by_field", "error_levels", "mean absolute error, levels")
+    )
+    places = np.arange(mode.num_fields)
+    if key == "bits_by_field":
+        widths = [field.bits for field in mode.fields]
+        panel.bar(places, widths, 0.8, color=SEED_SHADE, label=f"{sum(widths)} knowing nothing")
+    rows = {name: values for name, values in figures["baselines"].items() if key in values}
+    for (name, values), color in zip(rows.items(), (VERMILLION, GREEN), strict=False):
+        panel.hlines(
+            list(values[key].values()),
+            places - 0.4,
+            places + 0.4,
+            color=color,
+            linewidth=2,
+            label=f"{values[total]:.2f} {name}",
+        )
+    panel.bar(places, list(network[key].values()), 0.5, color=BLUE, label=f"{network[total]:.2f} this network")
+    panel.set_xticks(places, labels=[f"{name}\n{value:.2f}" for name, value in network[key].items()])
+    panel.set_xlim(-0.6, mode.num_fields - 0.4)
+    panel.set_ylabel(f"{unit}, by field")
+    panel.legend(fontsize=9, frameon=False, title=f"{unit} a frame" if total == "bits_per_frame" else unit)
+
+
+def _draw_battery(panel: Axes, battery: dict[str, Any]) -> None:
+    """Draw each measure's means: -1 to 1 is the spread of real clips, and what lies far outside stands at the edge."""
+    rows = {name: of_sets for name, of_sets in battery["measures"].items() if of_sets["real speech"]}
+    panel.axvspan(-1, 1, color=SEED_SHADE, zorder=0)
+    panel.axvline(0, color=GREY, linewidth=0.8)
+    for name, (color, marker) in KIND_STYLES.items():
+        places = [
+            (_place(of_sets[name]["mean"], of_sets["real speech"]), row)
+            for row, of_sets in enumerate(rows.values())
+            if of_sets.get(name)
+        ]
+        order = 4 if name == "babble" else 3
+        xs, ys = [x for x, _ in places], [y for _, y in places]
+        panel.plot(xs, ys, color=color, marker=marker, markersize=6, linewidth=0, label=name, zorder=order)
+    for row, of_sets in enumerate(rows.values()):
+        told = [f"{of_sets[name]['mean']:.3g}" if of_sets.get(name) else "-" for name in ("babble", "real speech")]
+        panel.annotate(
+            " | ".join(told),
+            (FARTHEST, row),
+            (6, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+        )
+    panel.set_yticks(range(len(rows)), labels=[name.replace("_", " ") for name in rows], fontsize=8)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+    panel.set_xlim(-FARTHEST, FARTHEST)
+    panel.set_xlabel("from real speech; shade: 8 of 10 real clips; right: babble | real")
+    _draw_legend_above(panel)
+
+
+def _place(value: float, real: dict[str, float]) -> float:
+    reach = real["high"] - real["mean"] if value > real["mean"] else real["mean"] - real["low"]
+    distance = (value - real["mean"]) / max(abs(reach), 1e-9)
+    return float(np.clip(distance, 0.1 - FARTHEST, FARTHEST - 0.1))
+
+
+def _draw_accuracies(panel: Axes, accuracies: dict[str, dict[str, Any]]) -> None:
+    for n, (name, found) in enumerate(accuracies.items()):
+        shown = [(place, values) for place, values in enumerate(found.values()) if values]
+        places = [place + 0.08 * (n - 1) for place, _ in shown]
+        middle = np.array([values["accuracy"] for _, values in shown])
+        reach = [
+            [values["accuracy"] - values["low"] for _, values in shown],
+            [values["high"] - values["accuracy"] for _, values in shown],
+        ]
+        color, marker = KIND_STYLES.get(name, (GREY, "x"))
+        panel.errorbar(
+            places, middle, reach, color=color, marker=marker, markersize=6, linewidth=1, capsize=3, label=name
+        )
+    seconds = list(next(iter(accuracies.values())))
+    panel.axhline(0.5, color="black", linewidth=0.8, linestyle="--")
+    panel.set_xticks(range(len(seconds)), labels=[f"{text} s" for text in seconds])
+    panel.set_xlim(-0.4, len(seconds) - 0.6)
+    panel.set_ylim(0.3, 1.03)
+    panel.yaxis.set_major_formatter(PercentFormatter(1))
+    panel.set_xlabel("length of clip")
+    panel.set_ylabel("clips told from held-out speech")
+    _draw_legend_above(panel)
+
+
+def _draw_legend_above(panel: Axes) -> None:
+    panel.legend(fontsize=9, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, handletextpad=0.2)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,17 @@ from PIL import Image
 
 from babble.codec import decode_frames, encode_pcm
 from babble.frames import MODES, Mode, energy_db, lsp_hz, pitch_hz, unpack_packets
-from babble.plots import DPI, MAX_COLUMNS, WIDTH_INCHES, count_progression, plot_progression, plot_speech, save_figure
+from babble.plots import (
+    DPI,
+    FARTHEST,
+    MAX_COLUMNS,
+    WIDTH_INCHES,
+    count_progression,
+    plot_evaluation,
+    plot_progression,
+    plot_speech,
+    save_figure,
+)
 
 ROOT = Path(__file__).parent.parent
 ALL_MODES = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
@@ -254,3 +265,57 @@ def test_what_cannot_be_drawn_is_refused_by_name(
 def test_pyplot_is_never_imported():
     code = "import sys, babble.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def _evaluation(mode: Mode, has_bits: bool) -> dict[str, Any]:
+    """Return figures as evaluate gives them: the network costs half of what the one baseline does."""
+    total, by_field = ("bits_per_frame", "bits_by_field") if has_bits else ("error_levels", "error_by_field")
+    costs = {field.name: field.bits / 2 for field in mode.fields}
+    baseline = {total: 2.0, by_field: {name: 2 * cost for name, cost in costs.items()}}
+    return {
+        "checkpoint": "runs/x/checkpoints/best.ckpt",
+        "split": "test",
+        "shards": "shards/$x$",
+        "mode": mode.name,
+        "hours": 1.0,
+        "held_out": {total: 1.0, by_field: costs},
+        "baselines": {"dumb": baseline, "of another kind": {"other": 3.0}},
+    }
+
+
+@ALL_MODES
+@pytest.mark.parametrize("has_bits", [True, False])
+def test_an_evaluation_without_babble_shows_costs_by_field(mode: Mode, has_bits: bool, tmp_path: Path):
+    figure = plot_evaluation(_evaluation(mode, has_bits))
+    (panel,) = figure.axes
+    labels = [label.get_text() for label in panel.get_xticklabels()]
+    assert labels == [f"{field.name}\n{field.bits / 2:.2f}" for field in mode.fields]
+    (bars,) = [bars for bars in panel.containers if "this network" in bars.get_label()]
+    assert [bar.get_height() for bar in bars] == [field.bits / 2 for field in mode.fields]
+    assert ("bits" if has_bits else "error") in panel.get_ylabel()
+    save_figure(figure, tmp_path / "evaluation.png")
+
+
+def test_an_evaluation_with_babble_shows_it_beside_real_speech(tmp_path: Path):
+    real = {"mean": 2.0, "low": 1.0, "high": 4.0}
+    means = {"babble": 3.0, "other real speech": 1.5, "shuffled frames": 200.0, "Markov chain": -200.0}
+    measures = {
+        "change_levels": {"real speech": real} | {name: {**real, "mean": mean} for name, mean in means.items()},
+        "pitch_hz": {"real speech": real, "babble": None, "other real speech": real},
+        "never": dict.fromkeys(["real speech", *means]),
+    }
+    accuracy = {"accuracy": 0.7, "low": 0.6, "high": 0.8, "auc": 0.8, "clips": 9}
+    classifier = {name: {"1": accuracy, "60": None} for name in means}
+    figures = _evaluation(M1300, True) | {"speech": {"battery": {"measures": measures}, "classifier": classifier}}
+    figure = plot_evaluation(figures)
+    battery, accuracies = figure.axes[1:]
+    assert [label.get_text() for label in battery.get_yticklabels()] == ["change levels", "pitch hz"]
+    places = {line.get_label(): np.asarray(line.get_xdata(), float) for line in battery.lines}
+    # Halfway to the upper and the lower end of the spread, and far out on both sides.
+    assert places["babble"].tolist() == [0.5]
+    assert places["other real speech"].tolist() == [-0.5, 0]
+    assert 0.9 * FARTHEST < places["shuffled frames"][0] < FARTHEST
+    assert -FARTHEST < places["Markov chain"][0] < -0.9 * FARTHEST
+    assert [label.get_text() for label in accuracies.get_xticklabels()] == ["1 s", "60 s"]
+    assert [list(bars.lines[0].get_ydata()) for bars in accuracies.containers] == [[0.7]] * 4
+    save_figure(figure, tmp_path / "evaluation.png")
