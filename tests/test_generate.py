@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from babble.cells import CELLS
 from babble.codec import read_c2
 from babble.data import DataConfig
+from babble.drawing import Drawing
 from babble.frames import MODES
-from babble.generate import GenerateConfig, generate, generate_frames
+from babble.generate import FreeRun, GenerateConfig, generate, generate_frames
 from babble.listening import ListeningConfig
 from babble.model import Babbler, ModelConfig
 from babble.shards import read_manifest, read_recordings
 from babble.train import StopConfig, TrainConfig, WandbConfig, train
+from babble.voice import VoiceConfig, export_voice
 
 MODE = MODES["1300"]
 SPEECH = Path(__file__).parent / "speech"
@@ -52,14 +55,15 @@ def run(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", list(CELLS))
 def test_carried_state_babbles_as_if_all_was_heard_anew_for_each_frame(cell: str):
     model, seed = _model("regression", cell=cell), _seeds(1, 12)
     babble = generate_frames(model, seed, 10)
     heard = torch.from_numpy(seed.astype(np.int64))
+    draw = model.typed_head.make_draw(Drawing.for_mode(MODE), torch.Generator())
     for t in range(10):
         hidden_BTH, _ = model(heard)
-        frame = model.typed_head.draw(hidden_BTH[:, -1], 1.0, torch.Generator())
+        frame = draw(hidden_BTH[:, -1])
         assert np.array_equal(frame[0].numpy(), babble[0, t])
         heard = torch.cat([heard, frame[:, None]], dim=1)
 
@@ -74,7 +78,7 @@ def test_the_same_random_seed_gives_the_same_frames_and_another_gives_others():
 
 def test_every_file_is_written_and_c2dec_plays_the_frames(run: Path, tmp_path: Path):
     out = tmp_path / "deep" / "babble.wav"
-    facts = generate(GenerateConfig(run=run, seconds=4, out=str(out)))
+    (facts,) = generate(GenerateConfig(run=run, seconds=4, out=str(out)))
     with wave.open(str(out)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2)
         assert file.getnframes() == (30 + 100) * MODE.pcm_per_frame
@@ -84,8 +88,9 @@ def test_every_file_is_written_and_c2dec_plays_the_frames(run: Path, tmp_path: P
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     said = json.loads(out.with_suffix(".json").read_text())
     assert said == facts
-    chosen = ("random_seed", "temperature", "seed", "step", "frames", "generated_seconds")
-    assert [said[key] for key in chosen] == [0, 1.0, "listening:1", 1, 100, 4.0]
+    chosen = ("random_seed", "seed_origin", "step", "frames", "generated_seconds", "alarms")
+    assert [said[key] for key in chosen] == [0, f"listening:1 of {run}", 1, 100, 4.0, []]
+    assert said["drawing"]["temperature"] == [1.0] * 16
     if not shutil.which("c2dec"):
         pytest.skip("c2dec is not installed: apt-get install codec2")
     subprocess.run(["c2dec", "1300", out.with_suffix(".c2"), tmp_path / "x.raw"], check=True, capture_output=True)
@@ -116,9 +121,9 @@ def test_places_count_through_the_held_out_recordings(
 @pytest.mark.parametrize("seed", ["random", "silence", "listening:2", str(SPEECH / "allison-03.ogg")])
 def test_other_seeds(seed: str, run: Path, tmp_path: Path):
     out = tmp_path / "b.wav"
-    facts = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(out)))
+    (facts,) = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(out)))
     assert facts["seed_frames"] == 25
-    again = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(tmp_path / "c.wav")))
+    (again,) = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(tmp_path / "c.wav")))
     assert again["seed_origin"] == facts["seed_origin"]
     assert out.with_suffix(".c2").read_bytes() == (tmp_path / "c.c2").read_bytes()
 
@@ -134,7 +139,11 @@ def test_other_seeds(seed: str, run: Path, tmp_path: Path):
         ({"seconds": 0}, "above 0"),
         ({"out": "babble.mp3"}, "ends in .wav"),
         ({"seconds": float("inf")}, "a file has to end"),
-        ({"temperature": -1.0}, "--temperature -1.0: above 0"),
+        ({"temperature": "pitch=-1"}, "--temperature -1: above 0"),
+        ({"top_p": "lps=0.9"}, "--top_p lps=0.9: mode 1300 has no 'lps'"),
+        ({"guard": "bark"}, "--guard bark: none of off, watch, act"),
+        ({"streams": 0}, "--streams 0: at least 1"),
+        ({"streams": 2, "out": "-"}, "no more than 1 with --out -"),
     ],
 )
 def test_what_can_not_be_is_refused_by_name(changes: dict[str, Any], message: str, run: Path, tmp_path: Path):
@@ -142,6 +151,79 @@ def test_what_can_not_be_is_refused_by_name(changes: dict[str, Any], message: st
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         generate(GenerateConfig(**settings))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_streams_side_by_side_differ_and_have_files_of_their_own(run: Path, tmp_path: Path):
+    all_facts = generate(GenerateConfig(run=run, seconds=2, streams=3, out=str(tmp_path / "b.wav")))
+    assert [facts["out"] for facts in all_facts] == [str(tmp_path / f"b-{n}.wav") for n in (1, 2, 3)]
+    said = {read_c2(tmp_path / f"b-{n}.c2")[0][30:].tobytes() for n in (1, 2, 3)}
+    assert len(said) == 3
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+def test_a_stream_that_starts_over_goes_on_from_its_seed_and_the_others_do_not_mind():
+    model, seeds = _model("regression"), _seeds(2, 12)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(4)
+    undisturbed = FreeRun(model, seeds)
+    first, second = undisturbed.make_block(), undisturbed.make_block()
+    disturbed = FreeRun(model, seeds)
+    disturbed.make_block()
+    disturbed.start_over(1)
+    block = disturbed.make_block()
+    assert np.array_equal(block[0], second[0])
+    assert np.array_equal(block[1], first[1])
+
+
+@pytest.fixture
+def droning_run(run: Path, tmp_path: Path) -> Path:
+    """A run whose network says the same loud frame for ever."""
+    drone = tmp_path / "drone"
+    shutil.copytree(run, drone)
+    path = drone / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    weights = checkpoint["state_dict"]
+    for name in weights:
+        if name.startswith("model.head.outs") and name.endswith("bias"):
+            weights[name][...] = -1e4
+            weights[name][len(weights[name]) * 2 // 3] = 1e4
+    torch.save(checkpoint, path)
+    return drone
+
+
+def test_the_guard_says_what_it_notices_and_acts_if_asked_to(
+    droning_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = {"run": droning_run, "seconds": 20, "with_seed": False, "out": str(tmp_path / "d.wav")}
+    (watched,) = generate(GenerateConfig(**settings))
+    (alarm,) = watched["alarms"]
+    assert alarm["kind"] == "tone"
+    assert alarm["at_seconds"] <= 1
+    assert json.loads((tmp_path / "d.json").read_text())["alarms"] == [alarm]
+    assert "d.wav: tone from " in capsys.readouterr().err
+    (acted,) = generate(GenerateConfig(**settings, guard="act"))
+    # It starts over and drones again, noticed every few seconds.
+    assert len(acted["alarms"]) >= 3
+    assert all(later["at_seconds"] > alarm["at_seconds"] for later in acted["alarms"][1:])
+    (unguarded,) = generate(GenerateConfig(**settings, guard="off"))
+    assert unguarded["alarms"] == []
+
+
+def test_a_voice_of_half_precision_says_nearly_what_its_run_says(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = export_voice(VoiceConfig(run=run, out=tmp_path / "voice"))
+    assert path.stat().st_size < 0.7 * (run / "checkpoints/best.ckpt").stat().st_size
+    kept = torch.load(path, weights_only=True)
+    assert all(value.dtype == torch.float16 for value in kept["state_dict"].values())
+    assert str(run) not in str(kept)
+    monkeypatch.setattr("babble.generate.VOICE", tmp_path / "voice")
+    (facts,) = generate(GenerateConfig(seconds=2, out=str(tmp_path / "v.wav")))
+    assert facts["seed_origin"] == "silence"
+    assert facts["seed_frames"] == 25
+    with pytest.raises(ValueError, match="brings no speech: name --shards"):
+        generate(GenerateConfig(seconds=2, seed="1:00", out=str(tmp_path / "v.wav")))
 
 
 def test_raw_pcm_goes_to_a_player_and_no_shards_are_needed(run: Path, tmp_path: Path):
