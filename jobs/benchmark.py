@@ -6,7 +6,8 @@
    cores, and the memory of its workers;
 2. `measure_data`: windows a second beside what the training step takes of them;
 3. `measure_training`: the real `train` beside a bare PyTorch loop on the same batches;
-4. `measure_generation`: `iterate_babble` beside a bare loop of fused cells.
+4. `measure_generation`: `iterate_babble` beside a bare loop of fused cells;
+5. `measure_evaluation`: what an hour of held-out speech takes `python -m babble.evaluate`, its babble apart.
 
 A figure and its floor take turns, several times, in the same run and on the same cores, so that a noisy machine harms
 both alike; what counts is the median of the ratios of neighbours. Whoever measures wants a machine that does nothing
@@ -36,7 +37,7 @@ from unittest import mock
 
 import numpy as np
 
-from babble.commands import CommandError, config_to_dict, run_command
+from babble.commands import CommandError, config_to_dict, read_config, run_command
 from babble.frames import SAMPLE_RATE_HZ, Mode, get_mode
 from babble.run import RunFolder, environment
 
@@ -45,10 +46,12 @@ if TYPE_CHECKING:
     from babble.model import Babbler
 
 COMMAND = "python -m jobs.benchmark"
-PARTS = ("preprocess", "data", "training", "generation")
+PARTS = ("preprocess", "data", "training", "generation", "evaluation")
 MODE = get_mode("1300")
 ROOT = Path(__file__).parent.parent
 SPEECH = ROOT / "tests" / "speech"
+# Whose network the figures "by itself" are of.
+DEFAULT_RECIPE = ROOT / "configs" / "babble-cpu.yaml"
 # What both the job and the bare floor read; M4B and AAC take another library.
 SOUNDFILE_SUFFIXES = (".mp3", ".flac", ".wav", ".ogg", ".oga", ".opus")
 BLOCK_VALUES = 1 << 16
@@ -68,7 +71,7 @@ class BenchmarkConfig:
     """Measure how fast babble is, each figure beside its floor.
 
     Attributes:
-        only: The parts to measure: preprocess, data, training, generation.
+        only: The parts to measure: preprocess, data, training, generation, evaluation.
         sources: Recordings to preprocess (MP3, FLAC, WAV, OGG), or folders of them; without, the project's own
             tests/speech is joined in several orders and written as MP3.
         json: A file for every value of every figure.
@@ -81,6 +84,7 @@ class BenchmarkConfig:
         training_steps: Training steps a turn.
         frames: Frames a turn of one stream, of 64 streams a tenth; rounded up to whole blocks of babble.generate.
         seconds: What a whole `python -m babble.generate` makes.
+        held_out_hours: How much speech `python -m babble.evaluate` hears.
     """
 
     only: tuple[str, ...] = PARTS
@@ -95,6 +99,7 @@ class BenchmarkConfig:
     training_steps: int = 2
     frames: int = 1000
     seconds: float = 60.0
+    held_out_hours: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what can't be measured."""
@@ -541,8 +546,8 @@ def _measure_crowd(paths: Sequence[Path]) -> Figure:
 # ---- 2. and 3. data and training
 
 
-def make_corpus(folder: Path, hours: float) -> Path:
-    """Return a folder of shards: tests/speech again and again for training, 40 s of it for validation."""
+def make_corpus(folder: Path, hours: float, held_out_hours: float = 40 / 3600) -> Path:
+    """Return a folder of shards: tests/speech again and again for training, so much of it for validation."""
     from babble.frames import unpack_packets
     from babble.shards import Manifest, Stretch, write_manifest, write_shards
 
@@ -555,7 +560,9 @@ def make_corpus(folder: Path, hours: float) -> Path:
     lengths = itertools.accumulate(len(frames) for frames in itertools.cycle(speech))
     copies = 1 + sum(1 for _ in itertools.takewhile(lambda total: total < wanted, lengths))
     train = [Stretch(f"speech-{n:04d}", 0, speech[n % len(speech)]) for n in range(copies)]
-    validation = [Stretch("validation", 0, speech[0][:1000])]
+    joined = np.concatenate(speech)
+    held_out = np.resize(joined, (round(held_out_hours * 3600 * MODE.frames_per_second), MODE.num_fields))
+    validation = [Stretch("validation", 0, held_out)]
     corpus = folder / "corpus"
     corpus.mkdir()
     shards, recordings = [], []
@@ -566,15 +573,15 @@ def make_corpus(folder: Path, hours: float) -> Path:
     return corpus
 
 
-def train_bare(model: "Babbler", windows: Iterator[Any]) -> Callable[[int], None]:
-    """Return a function that does so many training steps: the floor, PyTorch alone, 2017's optimizer."""
+def train_bare(model: "Babbler", batches: Iterator[Any]) -> Callable[[int], None]:
+    """Return a function that does so many training steps on batches: the floor, PyTorch alone, 2017's optimizer."""
     import torch
 
     optimizer = torch.optim.NAdam(model.parameters())
 
     def step(steps: int) -> None:
         for _ in range(steps):
-            frames_BTF = next(windows).long()
+            frames_BTF = next(batches).frames.long()
             hidden_BTH, _ = model(frames_BTF[:, :-1])
             loss = model.typed_head.cost(hidden_BTH, frames_BTF[:, 1:]).mean()
             optimizer.zero_grad()
@@ -606,7 +613,7 @@ def _measure_data(config: BenchmarkConfig, corpus: Path) -> list[Figure]:
         lambda: per_second(windows, lambda: [next(batches) for _ in range(100)]),
         lambda: per_second(steps, lambda: train(1)),
     )
-    note = f"{len(loader.starts):,} windows; beside it a bare training step, batches of {BATCH_SIZE}, one core"
+    note = f"{BATCH_SIZE * len(loader):,} windows; beside it a bare training step, batches of {BATCH_SIZE}, one core"
     return [Figure(f"data for 3x{config.units}", "windows/s", fed, taken, at_least=10, note=note)]
 
 
@@ -737,6 +744,52 @@ def bare_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) -
     return babble
 
 
+def make_run(folder: Path, model: "Babbler") -> RunFolder:
+    """Return a run folder that holds an untrained network."""
+    import torch
+
+    run = RunFolder(folder)
+    run.claim({})
+    weights = {f"model.{key}": value for key, value in model.state_dict().items()}
+    about = {"model": asdict(model.config), "mode": MODE.name}
+    kept = {"state_dict": weights, "hyper_parameters": about, "epoch": 0, "global_step": 0}
+    torch.save(kept, run.checkpoint("best"))
+    return run
+
+
+def plain_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) -> Callable[[int], np.ndarray]:
+    """Return a function that gives the next so many frames (N, B, F) of an autoregressive head, as one first writes it.
+
+    The network's own forward pass on each frame, then field by field a softmax and a draw from it.
+    """
+    import torch
+
+    head: Any = model.head
+    generator = torch.Generator().manual_seed(random_seed)
+    with torch.inference_mode():
+        hidden_BTH, state = model(torch.from_numpy(seeds_BTF.astype(np.int64)))
+        told_LK = head.told_LK * head.is_earlier_LK
+
+    @torch.inference_mode()
+    def babble(frames: int) -> np.ndarray:
+        nonlocal hidden_BTH, state
+        made = []
+        for _ in range(frames):
+            hidden_BK = head.past(hidden_BTH[:, -1])
+            levels = []
+            for f, out in enumerate(head.outs):
+                piece = hidden_BK[:, f * head.units_per_field : (f + 1) * head.units_per_field]
+                level = torch.multinomial(out(piece.relu()).softmax(dim=-1), 1, generator=generator)[:, 0]
+                hidden_BK = hidden_BK + told_LK[head.first_F[f] + level]
+                levels.append(level)
+            frames_BF = torch.stack(levels, dim=-1)
+            made.append(frames_BF)
+            hidden_BTH, state = model(frames_BF[:, None], state)
+        return torch.stack(made).numpy().astype(model.mode.dtype)
+
+    return babble
+
+
 def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     _stay_on_one_core()
     import torch
@@ -745,44 +798,50 @@ def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     from babble.frames import unpack_packets
     from babble.generate import BLOCK_FRAMES, iterate_babble
     from babble.model import Babbler, ModelConfig
+    from babble.train import TrainConfig
 
     (packets,) = itertools.islice(encode_bare(sorted(SPEECH.glob("*.ogg"))), 1)
     seed = unpack_packets(packets, MODE)[:SEED_FRAMES]
-    networks = {"2017": _network_2017(config.units), "categorical": ModelConfig(units=config.units)}
+    networks = {
+        f"2017 3x{config.units}": _network_2017(config.units),
+        f"categorical 3x{config.units}": ModelConfig(units=config.units, head="categorical"),
+        DEFAULT_RECIPE.stem: read_config(TrainConfig, ["--config", str(DEFAULT_RECIPE)]).model,
+    }
 
-    def measure_streams(name: str, model: Babbler, streams: int, frames: int) -> Figure:
+    def measure_streams(name: str, model: Babbler, streams: int, frames: int) -> list[Figure]:
         # Whole blocks, as a block is made when the first of its frames is asked for.
         frames = BLOCK_FRAMES * math.ceil(frames / BLOCK_FRAMES)
         seeds = np.repeat(seed[None], streams, axis=0)
-        stream, bare = iterate_babble(model, seeds), bare_babble(model, seeds)
+        is_default = name == DEFAULT_RECIPE.stem
+        stream, bare = iterate_babble(model, seeds), (plain_babble if is_default else bare_babble)(model, seeds)
         ours, floors = take_turns(
             config.turns,
             lambda: per_second(frames * streams, lambda: list(itertools.islice(stream, frames))),
             lambda: per_second(frames * streams, lambda: bare(frames)),
         )
         note = f"{statistics.median(ours) / MODE.frames_per_second:,.0f} x real time, one core"
-        name = f"generation, {name} 3x{config.units}, {streams} at once"
-        return Figure(name, "frames/s", ours, floors, at_least=0.8, note=note)
+        name = f"generation, {name}, {streams} at once"
+        figures = [Figure(name, "frames/s", ours, floors, at_least=0.8, note=note)]
+        if is_default:
+            wanted = 20 * MODE.frames_per_second if streams == 1 else 5000
+            figures.append(Figure(f"{name}, by itself", "frames/s", ours, at_least=wanted, note=note))
+        return figures
 
     figures = []
     for name, shape in networks.items():
         _say(f"generation: {name}")
         torch.manual_seed(0)
         model = Babbler(shape, MODE).eval()
-        figures.append(measure_streams(name, model, 1, config.frames))
-        figures.append(measure_streams(name, model, STREAMS, config.frames // 10))
-        run = RunFolder(folder / name)
-        run.claim({})
+        figures += measure_streams(name, model, 1, config.frames)
+        figures += measure_streams(name, model, STREAMS, config.frames // 10)
+        run = make_run(folder / name, model)
         write_c2(run.seeds / "1.c2", seed, MODE)
-        weights = {f"model.{key}": value for key, value in model.state_dict().items()}
-        about = {"model": asdict(shape), "mode": MODE.name}
-        torch.save({"state_dict": weights, "hyper_parameters": about}, run.checkpoint("best"))
         command = [sys.executable, "-m", "babble.generate", str(run.path), "--seconds", str(config.seconds)]
         usage = in_own_process(measure_command, [*command, "--out", str(folder / f"{name}.wav")])
         inner = json.loads((folder / f"{name}.json").read_text())["times_real_time"]
         figures.append(
             Figure(
-                f"python -m babble.generate, {name} 3x{config.units}",
+                f"python -m babble.generate, {name}",
                 "x real time",
                 (config.seconds / usage.wall_seconds,),
                 note=f"{config.seconds:g} s in {usage.wall_seconds:.1f} s, start and picture too; {inner:g} x by "
@@ -797,6 +856,30 @@ def measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     return in_own_process(_measure_generation, config, folder)
 
 
+# ---- evaluation
+
+
+def measure_evaluation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
+    """Return how long the likelihood of an hour of held-out speech takes the whole command, on all cores."""
+    import torch
+
+    from babble.model import Babbler
+    from babble.train import TrainConfig
+
+    _say("evaluation")
+    corpus = make_corpus(folder, config.held_out_hours, config.held_out_hours)
+    torch.manual_seed(0)
+    shape = read_config(TrainConfig, ["--config", str(DEFAULT_RECIPE)]).model
+    run = make_run(folder / "run", Babbler(shape, MODE))
+    command = [sys.executable, "-m", "babble.evaluate", str(run.path), "--shards", str(corpus)]
+    seconds = tuple(
+        in_own_process(measure_command, [*command, "--seconds_of_babble", "0"]).wall_seconds / config.held_out_hours
+        for _ in range(min(3, config.turns))
+    )
+    note = f"{config.held_out_hours:g} h, start and baselines too, {os.cpu_count()} cores"
+    return [Figure(f"evaluation, {DEFAULT_RECIPE.stem}", "s an hour of speech", seconds, at_most=60, note=note)]
+
+
 # ---- all together
 
 
@@ -806,7 +889,7 @@ def _say(line: str) -> None:
 
 def measure(config: BenchmarkConfig) -> list[Figure]:
     """Return every figure that is asked for, in order of the parts."""
-    parts = (measure_preprocess, measure_data, measure_training, measure_generation)
+    parts = (measure_preprocess, measure_data, measure_training, measure_generation, measure_evaluation)
     figures = []
     for name, part in zip(PARTS, parts, strict=True):
         if name in config.only:

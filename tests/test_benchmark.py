@@ -35,9 +35,11 @@ from jobs.benchmark import (
     in_own_process,
     make_corpus,
     measure_command,
+    measure_evaluation,
     measure_generation,
     measure_preprocess,
     measure_training,
+    plain_babble,
     take_turns,
     train_bare,
 )
@@ -54,9 +56,11 @@ TINY = BenchmarkConfig(
     training_steps=1,
     frames=20,
     seconds=1.0,
+    held_out_hours=0.01,
 )
 REGRESSION = ModelConfig(inputs="scaled", num_layers=2, units=8, head="regression")
-CATEGORICAL = ModelConfig(num_layers=2, units=8)
+CATEGORICAL = ModelConfig(num_layers=2, units=8, head="categorical")
+AUTOREGRESSIVE = ModelConfig(num_layers=2, units=8, skips=True)
 
 
 def test_a_ratio_is_of_neighbours_and_their_median_counts() -> None:
@@ -245,6 +249,23 @@ def test_the_bare_loop_draws_from_the_categorical_heads_distribution() -> None:
         assert (abs(counts - streams * share) < 5 * deviation).all(), MODE.fields[f].name
 
 
+def test_the_plain_loop_draws_frames_as_often_as_they_are_probable() -> None:
+    torch.manual_seed(0)
+    model = Babbler(AUTOREGRESSIVE, MODE).eval()
+    seed, streams = np.random.default_rng(0).integers(MODE.levels, size=(1, 5, MODE.num_fields)), 20_000
+    with torch.no_grad():
+        model.head.told_LK.mul_(20)
+        hidden_BTH, _ = model(torch.from_numpy(seed))
+        # The sixteen ways to voice a frame: what is behind the four bits does not count for them.
+        frames = torch.zeros(1, 16, MODE.num_fields, dtype=torch.long)
+        frames[..., :4] = torch.tensor(list(itertools.product((0, 1), repeat=4)))
+        bits = model.typed_head.cost(hidden_BTH[:, -1:].expand(1, 16, -1), frames)[0, :, :4].sum(dim=-1)
+    p = torch.exp2(-bits).numpy()
+    drawn_BF = plain_babble(model, np.repeat(seed, streams, axis=0))(1)[0]
+    counts = np.bincount(drawn_BF[:, :4] @ np.array([8, 4, 2, 1]), minlength=16)
+    assert (abs(counts - streams * p) < 4.5 * np.sqrt(streams * p * (1 - p))).all()
+
+
 def check_figures(figures: list[Figure], names: list[str]) -> None:
     assert [figure.name for figure in figures] == names
     for figure in figures:
@@ -261,19 +282,30 @@ def test_training_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:
 
 def test_generation_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:
     figures = measure_generation(TINY, tmp_path)
-    heads = ("2017", "categorical")
+    networks = ("2017 3x8", "categorical 3x8", "babble-cpu")
     check_figures(
         figures,
         [
             name
-            for head in heads
+            for network in networks
             for name in (
-                f"generation, {head} 3x8, 1 at once",
-                f"generation, {head} 3x8, 64 at once",
-                f"python -m babble.generate, {head} 3x8",
+                f"generation, {network}, 1 at once",
+                f"generation, {network}, 1 at once, by itself",
+                f"generation, {network}, 64 at once",
+                f"generation, {network}, 64 at once, by itself",
+                f"python -m babble.generate, {network}",
             )
+            if network == "babble-cpu" or "by itself" not in name
         ],
     )
+
+
+def test_evaluation_is_measured_as_a_whole_command(tmp_path: Path) -> None:
+    figures = measure_evaluation(TINY, tmp_path)
+    check_figures(figures, ["evaluation, babble-cpu"])
+    # Two turns, each with Python's start, of 36 s of speech.
+    assert len(figures[0].values) == 2
+    assert min(figures[0].values) * 0.01 > 1
 
 
 @pytest.mark.slow

@@ -28,9 +28,8 @@ def test_config_says_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_is_read_by_the_command_that_it_shows(path: Path) -> None:
     _, command = read_header(path.read_text())
-    program = (
-        "jobs.preprocess" if "preprocess" in path.name else "babble.tune" if "tune" in path.name else "babble.train"
-    )
+    others = {"preprocess": "jobs.preprocess", "experiments.yaml": "jobs.experiments", "tune": "babble.tune"}
+    program = next((program for part, program in others.items() if part in path.name), "babble.train")
     assert shlex.split(command)[:5] == ["python", "-m", program, "--config", f"configs/{path.name}"]
     check_command(command)
 
