@@ -60,7 +60,7 @@ class ExperimentsConfig:
     base: Path = Path("configs/experiments-base.yaml")
     experiments: tuple[Experiment, ...] = ()
     runs: Path = Path("runs/experiments")
-    csv: Path = Path("experiments.csv")
+    csv: Path = Path("docs/experiments.csv")
     at_once: int = 2
     only: tuple[str, ...] = ()
 
