@@ -110,7 +110,7 @@ class _Loader:
 
     Args:
         frames: levels (N, F) of recordings laid end to end.
-        num_windows: windows or pieces of a pass.
+        lengths: frames of each recording.
         config: window length, batch size, windows an epoch.
         random_seed: the order is drawn from it and from the number of the pass alone.
         rank: this process's number.
@@ -121,13 +121,20 @@ class _Loader:
     """
 
     def __init__(
-        self, frames: np.ndarray, num_windows: int, config: DataConfig, random_seed: int, rank: int, ranks: int
+        self,
+        frames: np.ndarray,
+        lengths: list[int],
+        config: DataConfig,
+        random_seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.frames = frames.astype(np.int16)
         self.batch_size = config.batch_size
         self.offsets = np.arange(config.window_frames + 1)
         self.random_seed = random_seed
         self.rank, self.ranks = rank, ranks
+        num_windows = self._cut(lengths, config)
         step_windows = config.batch_size * ranks
         epoch_windows = config.windows_per_epoch or num_windows
         if min(epoch_windows, num_windows) < step_windows:
@@ -152,6 +159,10 @@ class _Loader:
             yield batch
             if self.batches_given % self.batches_per_epoch == 0:
                 return
+
+    def _cut(self, lengths: list[int], config: DataConfig) -> int:
+        """Find where windows or pieces lie; return how many of them a pass has."""
+        raise NotImplementedError
 
     def _read_batch(self, number: int) -> Batch:
         raise NotImplementedError
@@ -178,28 +189,11 @@ class _Loader:
 
 
 class WindowLoader(_Loader):
-    """Batches of shuffled windows, each heard from a fresh state; see `_Loader` for the rest.
+    """Batches of shuffled windows, each heard from a fresh state; see `_Loader` for the rest."""
 
-    Args:
-        frames: levels (N, F) of recordings laid end to end.
-        lengths: frames of each recording.
-        config: how windows are cut.
-        random_seed: of the order.
-        rank: this process's number.
-        ranks: how many processes there are.
-    """
-
-    def __init__(
-        self,
-        frames: np.ndarray,
-        lengths: list[int],
-        config: DataConfig,
-        random_seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
+    def _cut(self, lengths: list[int], config: DataConfig) -> int:
         self.starts = window_starts(lengths, config.window_frames, config.frames_between_windows)
-        super().__init__(frames, len(self.starts), config, random_seed, rank, ranks)
+        return len(self.starts)
 
     def _read_batch(self, number: int) -> Batch:
         first = (number * self.ranks + self.rank) * self.batch_size
@@ -223,25 +217,9 @@ class StreamLoader(_Loader):
     A pass cuts every recording into pieces from a random first frame on, puts the recordings into a random order, and
     deals the pieces, in that order and from a random one on, to the streams of all ranks: equal shares, each one
     contiguous but where a recording ends. What does not fill a step of all streams is left out of that pass.
-
-    Args:
-        frames: levels (N, F) of recordings laid end to end.
-        lengths: frames of each recording.
-        config: how pieces are cut.
-        random_seed: of the order.
-        rank: this process's number.
-        ranks: how many processes there are.
     """
 
-    def __init__(
-        self,
-        frames: np.ndarray,
-        lengths: list[int],
-        config: DataConfig,
-        random_seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
+    def _cut(self, lengths: list[int], config: DataConfig) -> int:
         self.piece_frames = config.window_frames
         self.firsts = np.cumsum([0, *lengths[:-1]])
         self.pieces = count_pieces(lengths, config.window_frames)
@@ -249,8 +227,8 @@ class StreamLoader(_Loader):
         self.spare_frames = np.minimum(
             config.window_frames - 1, np.array(lengths) - 1 - self.pieces * config.window_frames
         ).clip(min=0)
-        super().__init__(frames, int(self.pieces.sum()), config, random_seed, rank, ranks)
-        self.batches_per_pass = int(self.pieces.sum()) // (self.batch_size * ranks)
+        self.batches_per_pass = int(self.pieces.sum()) // (self.batch_size * self.ranks)
+        return int(self.pieces.sum())
 
     def _read_batch(self, number: int) -> Batch:
         pass_number, step = divmod(number, self.batches_per_pass)

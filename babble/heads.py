@@ -16,7 +16,7 @@ V is one field's levels, L all fields' levels laid end to end.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import numpy as np
@@ -69,6 +69,15 @@ def _first_columns(mode: Mode) -> list[int]:
 def _median(logits: Tensor) -> Tensor:
     """Return the median level of distributions (..., V): what mean absolute error asks for."""
     return (logits.softmax(dim=-1).cumsum(dim=-1) < 0.5).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _bits(logits: Sequence[Tensor], targets_BTF: Tensor) -> Tensor:
+    """Return -log2 p (B, T, F) of the targets, from each field's logits (B, T, V)."""
+    nats = [
+        functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BTF[..., f].flatten(), reduction="none")
+        for f, logits_BTV in enumerate(logits)
+    ]
+    return torch.stack(nats, dim=-1).view(targets_BTF.shape) / math.log(2)
 
 
 def _arrivals(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -138,11 +147,7 @@ class _IndependentHead(nn.Module):
 
     def cost(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
         """Return -log2 p of each field (B, T, F)."""
-        nats = [
-            functional.cross_entropy(logits.flatten(0, 1), targets_BTF[..., f].flatten(), reduction="none")
-            for f, logits in enumerate(self.logits(hidden_BTH).split(self.levels, dim=-1))
-        ]
-        return torch.stack(nats, dim=-1).view(targets_BTF.shape) / math.log(2)
+        return _bits(self.logits(hidden_BTH).split(self.levels, dim=-1), targets_BTF)
 
     def guess(self, hidden_BTH: Tensor) -> Tensor:
         """Return the median of each field's distribution (B, T, F)."""
@@ -264,11 +269,7 @@ class AutoregressiveHead(nn.Module):
 
     def cost(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
         """Return -log2 p of each field (B, T, F), given the past and the fields before it."""
-        nats = [
-            functional.cross_entropy(logits.flatten(0, 1), targets_BTF[..., f].flatten(), reduction="none")
-            for f, logits in enumerate(self.field_logits(hidden_BTH, targets_BTF))
-        ]
-        return torch.stack(nats, dim=-1).view(targets_BTF.shape) / math.log(2)
+        return _bits(self.field_logits(hidden_BTH, targets_BTF), targets_BTF)
 
     def guess(self, hidden_BTH: Tensor) -> Tensor:
         """Return a median frame (B, T, F): each field's median given the past and the medians before it."""
