@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format clean
+.PHONY: help demo test slow slurm lint format clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' Makefile
@@ -43,6 +43,9 @@ test: $(INSTALLED) ## Run the test suite
 
 slow: $(INSTALLED) ## Run the tests that take minutes
 	$(RUN) -m pytest -m slow
+
+slurm: $(INSTALLED) ## Run the tests that need a Slurm cluster, on one of three nodes made for them
+	$(RUN) -m pytest -m slurm -p no:xdist
 
 lint: $(INSTALLED) ## Check style, format and types
 	$(VENV)/bin/ruff check

@@ -6,11 +6,14 @@
    random state and streams, and ends with the weights of a training that never stopped.
 """
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,6 +21,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from babble.commands import CommandError, Interrupted
+from babble.generate import load_checkpoint
 from babble.run import RunFolder
 from babble.unfreezing import Stage, stage_at
 
@@ -33,27 +37,60 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.signal_name:
-            raise KeyboardInterrupt  # Asked twice: at once, then, and go on from the last checkpoint.
-        self.signal_name = signal.Signals(number).name
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+        # Asked twice from a keyboard: at once, then, and go on from the last checkpoint. Slurm repeats its signals.
+        if self.signal_name == "SIGINT" == signal.Signals(number).name:
+            raise KeyboardInterrupt
+        if not self.signal_name:
+            self.signal_name = signal.Signals(number).name
+            more = "; once more to stop at once" if number == signal.SIGINT else ""
+            print(f"\n{self.signal_name}: stopping after this step{more}", file=sys.stderr, flush=True)
 
-    def watch(self) -> None:
-        """Watch for Ctrl-C and SIGTERM from now on."""
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    def watch(self, *numbers: signal.Signals) -> None:
+        """Watch for these signals from now on, inside `watching`."""
+        for number in numbers:
+            self._before.setdefault(number, signal.getsignal(number))
+            signal.signal(number, self._handle)
 
-    def unwatch(self) -> None:
-        """Put the handlers of before back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    @contextlib.contextmanager
+    def watching(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Watch for these signals, and put the handlers of before back at the end, those of `watch` too."""
+        self.watch(*numbers)
+        try:
+            yield
+        finally:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._before = {}
+
+
+def find_resume(run: RunFolder) -> tuple[Path | None, int]:
+    """Return the checkpoint that a run goes on from, and its step; None and 0 for a new run.
+
+    It is last.ckpt, or where that is damaged or was just being replaced, previous.ckpt; a damaged one is told of.
+
+    Raises:
+        CommandError: there are checkpoints, but none is whole.
+    """
+    damaged = []
+    for path in (run.checkpoint("last"), run.checkpoint("previous")):
+        if not path.is_file():
+            continue
+        try:
+            return path, load_checkpoint(path)["global_step"]
+        except ValueError as error:
+            damaged.append(str(error))
+            print(f"{error}; the one before is taken.", file=sys.stderr, flush=True)
+    if damaged:
+        raise CommandError(f"{'; '.join(damaged)}. No other is left: delete {run.path} to begin anew.")
+    return None, 0
 
 
 class Checkpoints(Checkpoint):
     """Keeps last.ckpt, best.ckpt and stage-N.ckpt, and stops the training between two steps when asked to.
 
-    last.ckpt holds all that a resume needs; the others the weights. Each is written whole and renamed, so a kill at
-    any moment leaves a good one. Lightning calls a `Checkpoint` after all other callbacks, whose state is thus in it.
+    last.ckpt, and previous.ckpt, the last but one, hold all that a resume needs; the others the weights. Each is
+    written whole and renamed, so a kill at any moment leaves a good one. Lightning calls a `Checkpoint` after all other
+    callbacks, whose state is thus in it.
 
     Lightning can resume from a save in the middle of an epoch and from one at its end, not from one between the last
     step and the validation: what is due there waits until the epoch's end.
@@ -102,7 +139,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Watch for signals, and set this rank's state, after all that draws random numbers on the way here."""
         # Not before: Lightning sets a SIGTERM handler of its own after `on_fit_start`.
-        self.request.watch()
+        self.request.watch(signal.SIGINT, signal.SIGTERM)
         if self.rank_state is None:
             return
         torch.set_rng_state(self.rank_state["cpu"])
@@ -172,5 +209,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+            if which == "last" and path.is_file():
+                path.replace(self.run.checkpoint("previous"))
             temporary.replace(path)
         self.saved_at = time.monotonic()

@@ -34,11 +34,11 @@ from babble.baselines import (
 )
 from babble.battery import CLIP_SECONDS, REAL, babble_markov, format_battery, run_battery, shuffle_frames
 from babble.commands import run_command
-from babble.data import window_starts
 from babble.discriminator import tell_apart
 from babble.drawing import Drawing
 from babble.frames import Mode
 from babble.generate import SEED_FRAMES, GenerateConfig, find_drawing, generate_frames, load_checkpoint
+from babble.loaders import window_starts
 from babble.model import Babbler, model_from_checkpoint
 from babble.module import measure_costs
 from babble.plots import plot_evaluation, save_figure

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from babble.cells import State
-from babble.data import Batch
 from babble.frames import Mode
+from babble.loaders import Batch
 from babble.model import Babbler, ModelConfig
 
 SCHEDULES = ("constant", "cosine")
@@ -127,10 +127,11 @@ class BabbleModule(pl.LightningModule):
         if self.optim.loss_steps == "last":
             hidden_BTH, targets_BTF = hidden_BTH[:, -1:], targets_BTF[:, -1:]
         loss = self.model.typed_head.cost(hidden_BTH, targets_BTF).mean()
-        self.log("train/loss", loss)
+        # Of all processes: the loss curve does not depend on their number.
+        self.log("train/loss", loss, sync_dist=True)
         for further, head in enumerate(self.model.heads_ahead, 1):
             cost = head.cost(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()  # type: ignore[operator]
-            self.log(f"train/loss_ahead_{further + 1}", cost)
+            self.log(f"train/loss_ahead_{further + 1}", cost, sync_dist=True)
             loss = loss + AHEAD_WEIGHT * cost
         return loss
 

@@ -5,7 +5,7 @@ runs/NAME/
     environment.json   git revision, versions, machine, when it was started and each time it was continued
     metrics.csv        every figure that was logged, a row a step
     baselines.json     what the held-out figures stand beside
-    checkpoints/       last.ckpt (all that a resume needs), best.ckpt and stage-N.ckpt (weights)
+    checkpoints/       last.ckpt and previous.ckpt (all that a resume needs), best.ckpt, stage-N.ckpt (weights)
     listening/         seeds/N.c2, real/, epoch-NNNN/: what one can hear and see
     wandb/ wandb_id    the W&B run, offline without a key
     finished.json      written at the end: its best figure and how many steps it took
@@ -73,7 +73,7 @@ class RunFolder:
         return self.listening / "seeds"
 
     def checkpoint(self, which: str) -> Path:
-        """Return where the checkpoint of that name lies: "last", "best", "stage-2"."""
+        """Return where the checkpoint of that name lies: "last", "previous", "best", "stage-2"."""
         return self.path / "checkpoints" / f"{which}.ckpt"
 
     def find_checkpoint(self, which: str) -> Path:

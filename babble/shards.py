@@ -20,6 +20,7 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,8 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(get_mode(value["mode"]), value["settings"], value["recordings"], shards, value["failures"])
 
 
-def read_stretches(paths: list[Path], mode: Mode) -> Iterator[Stretch]:
-    """Yield the stretches of tars in their order.
+def read_stretches(paths: list[Path], mode: Mode, first_entry: int = 0) -> Iterator[Stretch]:
+    """Yield the stretches of tars in their order, of each tar from one of its entries on.
 
     Raises:
         ValueError: an entry of another mode, damaged, or whose frames are not those its JSON tells of.
@@ -218,7 +219,8 @@ def read_stretches(paths: list[Path], mode: Mode) -> Iterator[Stretch]:
     for path in paths:
         with path.open("rb") as file:
             try:
-                for entry in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
+                entries = group_by_keys(tar_file_expander([{"url": str(path), "stream": file}]))
+                for entry in islice(entries, first_entry, None):
                     yield _read_entry(entry, mode, f"{path}: {entry['__key__']}")
             except tarfile.TarError as error:
                 raise ValueError(f"{path} is damaged: {error.args[0]}. Copy it again or preprocess again.") from None

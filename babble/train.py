@@ -6,7 +6,9 @@
 2. The run folder is claimed; a run of that name and the same settings goes on from its last checkpoint, bit for bit
    as if it had never stopped; a finished one says so.
 3. Lightning trains; callbacks unfreeze, listen, keep checkpoints and metrics.
-4. Ctrl-C or SIGTERM: the step at hand is finished, a checkpoint written, and the command ends with code 130.
+4. Ctrl-C, SIGTERM or SIGUSR1: the step at hand is finished, a checkpoint written, and the command ends with code 130.
+
+On one machine the first process starts the others; on several, Slurm's `srun` does (slurm/train.sh).
 """
 
 import json
@@ -14,32 +16,35 @@ import logging
 import netrc
 import os
 import secrets
+import signal
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from babble.averaging import make_averaging
 from babble.baselines import measure_baselines
-from babble.checkpoints import Checkpoints, StopRequest
-from babble.commands import config_to_dict, run_command
-from babble.data import DataConfig, SpeechData
+from babble.checkpoints import Checkpoints, StopRequest, find_resume
+from babble.cluster import Place, find_place, job_id
+from babble.commands import Interrupted, config_to_dict, run_command
+from babble.data import SpeechData
 from babble.generate import load_checkpoint
 from babble.listening import Listening, ListeningConfig
+from babble.loaders import DataConfig
 from babble.metrics import MetricsCsv, PlainLines, Speed
 from babble.model import ModelConfig
 from babble.module import BabbleModule, OptimConfig
-from babble.run import RunFolder
+from babble.run import RunFolder, git_revision
 from babble.shards import write_json
 from babble.unfreezing import Stage, Unfreezing, check_stages
 
@@ -74,15 +79,27 @@ class ComputeConfig:
 
     Attributes:
         accelerator: "auto" takes a GPU when there is one; "cpu", "gpu".
-        devices: processes on this machine, one for each GPU or share of the cores.
+        devices: processes on each machine, one for each GPU or share of the cores; None for as many as Slurm has
+            started, else 1.
+        nodes: machines; None for as many as Slurm has started on, else 1.
         precision: Lightning's name for it: "32-true", "bf16-mixed" (on a GPU), "64-true".
+        accumulate_batches: an optimizer step takes so many batches of every process: large steps where memory is small.
         threads: CPU threads of each process; None leaves it to torch.
     """
 
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int | None = None
+    nodes: int | None = None
     precision: str = "32-true"
+    accumulate_batches: int = 1
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of nothing."""
+        for key in ("devices", "nodes", "accumulate_batches", "threads"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"compute.{key}={value}: at least 1 is needed.")
 
 
 @dataclass(frozen=True)
@@ -172,10 +189,7 @@ class TrainConfig:
     @property
     def run_name(self) -> str:
         """The name, or what stands for it: the same all day, or all through a Slurm job and its requeues."""
-        job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
-        task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        suffix = f"{job}_{task}" if job and task else job or date.today().isoformat()
-        return self.name or f"{self.recipe}-{suffix}"
+        return self.name or f"{self.recipe}-{job_id() or date.today().isoformat()}"
 
 
 def _is_first_rank() -> bool:
@@ -232,9 +246,10 @@ def _start_weights(module: BabbleModule, init_from: Path) -> None:
     module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
-def _total_steps(config: TrainConfig, data: SpeechData) -> int | None:
+def _total_steps(config: TrainConfig, data: SpeechData, processes: int) -> int | None:
     """Return the step that the training ends at where epochs or steps say so, else None."""
-    by_epochs = config.stop.epochs and config.stop.epochs * len(data.train_dataloader())
+    epoch_steps = -(-data.count_batches(processes) // config.compute.accumulate_batches)
+    by_epochs = config.stop.epochs and config.stop.epochs * epoch_steps
     ends = [end for end in (by_epochs, config.stop.steps) if end]
     return min(ends) if ends else None
 
@@ -267,13 +282,22 @@ def train(config: TrainConfig) -> TrainResult:
 
     Raises:
         FileNotFoundError, ValueError: settings, shards or a run folder that don't fit; nothing has been done then.
-        CommandError: the run folder is in use.
+        CommandError: the run folder is in use, or no checkpoint of it is whole.
         Interrupted: stopped when asked; the same call goes on from there.
     """
+    request = StopRequest()
+    with request.watching(signal.SIGUSR1):
+        return _train(config, find_place(config.compute.devices, config.compute.nodes), request)
+
+
+def _train(config: TrainConfig, place: Place, request: StopRequest) -> TrainResult:
+    # The run folder names the numbers, so that it is not continued with others.
+    compute = replace(config.compute, devices=place.devices, nodes=place.nodes)
+    config = replace(config, compute=compute)
     data = SpeechData(config.data, config.random_seed)
     data.setup()
     pl.seed_everything(config.random_seed, verbose=False)
-    module = BabbleModule(config.model, data.mode, config.optim, _total_steps(config, data))
+    module = BabbleModule(config.model, data.mode, config.optim, _total_steps(config, data, place.processes))
     if config.init_from:
         _start_weights(module, config.init_from)
     run = RunFolder(config.runs / config.run_name)
@@ -285,26 +309,27 @@ def train(config: TrainConfig) -> TrainResult:
             return TrainResult(run.path, **json.loads(run.finished.read_text()), already_finished=True)
         if _is_first_rank():
             run.note_start()
-        return _fit(config, data, module, run)
+        return _fit(config, place, data, module, run, request)
 
 
-def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFolder) -> TrainResult:
+def _fit(
+    config: TrainConfig, place: Place, data: SpeechData, module: BabbleModule, run: RunFolder, request: StopRequest
+) -> TrainResult:
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
-    last = run.checkpoint("last")
-    resumed = load_checkpoint(last) if last.is_file() else None
-    baselines = measure_baselines(
-        [recording.frames for recording in data.train_recordings],
-        [recording.frames for recording in data.validation_recordings],
-        data.mode,
-    )
-    write_json(run.baselines, baselines)
+    resumed_from, resumed_step = find_resume(run)
     metrics = MetricsCsv(run.metrics)
-    if resumed:
-        metrics.continue_from(resumed["global_step"])
-    _say_what_starts(config, data, module, run, baselines, resumed)
+    if resumed_from:
+        metrics.continue_from(resumed_step)
+    if _is_first_rank():
+        baselines = measure_baselines(
+            [recording.frames for recording in data.train_recordings],
+            [recording.frames for recording in data.validation_recordings],
+            data.mode,
+        )
+        write_json(run.baselines, baselines)
+        _say_what_starts(config, place, data, module, run, baselines, resumed_step if resumed_from else None)
 
-    request = StopRequest()
     checkpoints = Checkpoints(run, config.unfreezing, config.checkpoint_minutes, request)
     is_terminal = sys.stdout.isatty()
     callbacks: list[pl.Callback] = [
@@ -333,16 +358,20 @@ def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFo
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
         trainer = pl.Trainer(
             accelerator=config.compute.accelerator,
-            devices=config.compute.devices,
+            devices=place.devices,
+            num_nodes=place.nodes,
+            # Lightning's own requeueing saves inside the signal handler, which deadlocks: slurm/train.sh requeues.
+            plugins=[SLURMEnvironment(auto_requeue=False) if place.is_srun else LightningEnvironment()],
             # No buffer changes in training, so none needs to be sent round before each step.
             strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.waiting_layers == "skipped")
-            if config.compute.devices > 1
+            if place.processes > 1
             else "auto",
             precision=config.compute.precision,  # type: ignore[arg-type]
             max_epochs=config.stop.epochs or -1,
             max_steps=config.stop.steps or -1,
             check_val_every_n_epoch=config.validate_every_epochs,
             log_every_n_steps=config.log_every_steps,
+            accumulate_grad_batches=config.compute.accumulate_batches,
             gradient_clip_val=config.optim.clip_norm,
             logger=loggers,
             callbacks=callbacks,
@@ -354,22 +383,20 @@ def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFo
             default_root_dir=run.path,
         )
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
+            trainer.fit(module, datamodule=data, ckpt_path=resumed_from, weights_only=True)
             steps = trainer.global_step
             if checkpoints.validated_step != steps:
                 trainer.validate(module, datamodule=data, verbose=False)
         finally:
-            request.unwatch()
             for logger in loggers:
                 if isinstance(logger, WandbLogger):
                     logger.experiment.finish()
-    batch = config.data.batch_size * config.data.window_frames * trainer.world_size
     weights = sum(parameter.numel() for parameter in module.parameters())
     result = {
         "figure": module.headline,
         "best": checkpoints.best,
         "steps": steps,
-        "frames": steps * batch,
+        "frames": data.frames_given * place.processes,
         "weights": weights,
     }
     if trainer.is_global_zero:
@@ -379,19 +406,20 @@ def _fit(config: TrainConfig, data: SpeechData, module: BabbleModule, run: RunFo
 
 def _say_what_starts(
     config: TrainConfig,
+    place: Place,
     data: SpeechData,
     module: BabbleModule,
     run: RunFolder,
     baselines: dict[str, dict[str, float]],
-    resumed: dict[str, Any] | None,
+    resumed_step: int | None,
 ) -> None:
-    if not _is_first_rank():
-        return
     weights = sum(parameter.numel() for parameter in module.parameters())
     model = config.model
     figure = module.headline.removeprefix("val/")
     lines = [
-        f"{run.path}: " + (f"going on at step {resumed['global_step']}" if resumed else "a new run"),
+        f"{run.path}: " + ("a new run" if resumed_step is None else f"going on at step {resumed_step}"),
+        f"  runs on {place.processes} process{'es' * (place.processes > 1)} on {place.nodes} "
+        f"node{'s' * (place.nodes > 1)}, git revision {git_revision() or 'unknown'}",
         f"  hears   {data.folder}: {data.describe()}",
         f"  learns  {model.num_layers} {model.cell} layers of {model.units} units, {model.head} head, "
         f"{weights:,} weights",
@@ -405,7 +433,13 @@ def _say_what_starts(
 
 
 def _work(config: TrainConfig) -> None:
-    result = train(config)
+    try:
+        result = train(config)
+    except Interrupted:
+        # All processes stop together, and the first speaks for them. Another's exit code might end it too early.
+        if _is_first_rank():
+            raise
+        return
     if not _is_first_rank():
         return
     if result.already_finished:

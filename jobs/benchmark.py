@@ -599,7 +599,8 @@ def _network_2017(units: int) -> Any:
 
 def _measure_data(config: BenchmarkConfig, corpus: Path) -> list[Figure]:
     _stay_on_one_core()
-    from babble.data import DataConfig, SpeechData
+    from babble.data import SpeechData
+    from babble.loaders import DataConfig
     from babble.model import Babbler
 
     data = SpeechData(DataConfig(corpus, window_frames=WINDOW_FRAMES, batch_size=BATCH_SIZE), random_seed=0)
@@ -627,8 +628,8 @@ def _measure_training(units: int, config: BenchmarkConfig, corpus: Path, folder:
     import copy
 
     import babble.train
-    from babble.data import DataConfig
     from babble.listening import ListeningConfig
+    from babble.loaders import DataConfig
     from babble.metrics import Speed
     from babble.module import OptimConfig
     from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig, train

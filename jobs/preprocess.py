@@ -13,6 +13,7 @@ Only so many pieces are under way that every encoder has work, so memory does no
 Killed at any moment, the same command does what is missing. Out: a folder of shards, its manifest and report.txt.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -41,7 +42,7 @@ from babble.shards import (
     write_shards,
 )
 from jobs.progress import Progress
-from jobs.staging import STAGING, Staging, refuse_other_settings
+from jobs.staging import STAGING, FolderInUse, Staging, refuse_other_settings
 from preprocessing.audio import MIN_SECONDS, BadRecording, open_recording
 from preprocessing.encode import cut_pieces, encode_piece
 from preprocessing.inspect import frame_facts
@@ -52,6 +53,8 @@ COMMAND = "python -m jobs.preprocess"
 REPORT = "report.txt"
 # 20 MB of pcm, of which a few are in memory for each worker.
 MAX_PIECE_SECONDS = 1200
+# How long the nodes of a Ray cluster may take to join it.
+NODES_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class PreprocessConfig:
         max_failures: How many bad recordings are accepted; with more, the exit code is 1.
         workers: Encoders at once; every core that there is if left out.
         address: A Ray cluster to run on, host:port or 'auto'; this machine if left out.
+        nodes: How many nodes of that cluster to wait for, a minute at most.
+        share: I/N, for the jobs of an array: encode every N-th recording from the I-th on, counted from 0. The last of
+            the N to end writes the shards.
     """
 
     sources: tuple[Path, ...] = ()
@@ -82,6 +88,8 @@ class PreprocessConfig:
     max_failures: int = 0
     workers: int | None = None
     address: str | None = None
+    nodes: int = 1
+    share: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't work, before any work."""
@@ -94,10 +102,26 @@ class PreprocessConfig:
             raise ValueError(f"--piece_seconds {self.piece_seconds} must be from 1 to {MAX_PIECE_SECONDS}.")
         if not -60 <= self.gain_db <= 60:
             raise ValueError(f"--gain_db {self.gain_db} must be from -60 to 60.")
-        for name, least in (("entries_per_shard", 1), ("max_failures", 0), ("workers", 1)):
+        for name, least in (("entries_per_shard", 1), ("max_failures", 0), ("workers", 1), ("nodes", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} {value} must be at least {least}.")
+        if self.nodes > 1 and self.address is None:
+            raise ValueError(f"--nodes {self.nodes} has no effect without --address: only a Ray cluster has nodes.")
+        self.which_share()
+
+    def which_share(self) -> tuple[int, int] | None:
+        """Return the share as (which, of how many), counted from 0.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if self.share is None:
+            return None
+        which, slash, shares = self.share.partition("/")
+        if not (slash and which.isdecimal() and shares.isdecimal() and int(which) < int(shares)):
+            raise ValueError(f"--share {self.share!r}: I/N is needed, I from 0 to N - 1, as in 0/8.")
+        return int(which), int(shares)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -237,8 +261,10 @@ def max_encoding(cores: int) -> int:
     return cores + max(2, cores // 4)
 
 
-def start_ray(workers: int | None, address: str | None, piece_seconds: int) -> tuple[int, bool]:
+def start_ray(workers: int | None, address: str | None, piece_seconds: int, nodes: int = 1) -> tuple[int, bool]:
     """Connect to a Ray cluster or start one on this machine; return its cores and whether it is ours to stop.
+
+    Of a cluster, so many nodes are waited for, a minute at most.
 
     Raises:
         CommandError: it can't be reached or started.
@@ -268,6 +294,7 @@ def start_ray(workers: int | None, address: str | None, piece_seconds: int) -> t
             ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=store, **quiet)
         else:
             ray.init(address=address, **quiet)
+            _await_nodes(nodes)
             cores = count_cores(workers)
     except Exception as error:
         if address:
@@ -279,6 +306,16 @@ def start_ray(workers: int | None, address: str | None, piece_seconds: int) -> t
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return cores, True
+
+
+def _await_nodes(nodes: int) -> None:
+    import ray
+
+    end = time.monotonic() + NODES_SECONDS
+    while (there := sum(node["Alive"] for node in ray.nodes())) < nodes and time.monotonic() < end:
+        time.sleep(0.5)
+    if there < nodes:
+        print(f"{there} of {nodes} nodes have joined Ray in {NODES_SECONDS} s: going on with those.", flush=True)
 
 
 def _check_answer(address: str) -> None:
@@ -461,7 +498,6 @@ def preprocess(config: PreprocessConfig) -> None:
         Interrupted: stopped by Ctrl-C.
     """
     assert config.out is not None
-    mode = get_mode(config.mode)
     found = find_sources(list(config.sources))
     if not found.sources and not found.failures:
         raise ValueError(f"there is no recording in {', '.join(map(str, config.sources))}.")
@@ -470,27 +506,65 @@ def preprocess(config: PreprocessConfig) -> None:
     matched = match_names([source.name for source in found.sources], config.split) if found.sources else None
     if _is_finished(config, found):
         return
+    share = config.which_share()
     try:
-        with Staging(config.out, config.settings) as staging:
-            start = time.monotonic()
-            cores, is_ours = start_ray(config.workers, config.address, config.piece_seconds)
-            start_seconds = time.monotonic() - start
-            progress = Progress(found.sources)
-            try:
-                encoded = Encoding(found.sources, staging, config, cores, progress).run()
-            finally:
-                progress.close()
-                stop = time.monotonic()
-                if is_ours:
-                    _stop_ray()
-            ray_seconds = (start_seconds, time.monotonic() - stop)
-            _finish(config, mode, staging, found, encoded, matched, ray_seconds)
+        if share is None:
+            _do_all(config, found, matched)
+        elif _do_share(config, found.sources, share):
+            with contextlib.suppress(FolderInUse):  # By a share that ended at the same time, and writes the shards.
+                _do_all(config, found, matched)
     except KeyboardInterrupt:
         raise Interrupted("stopped; what is done is kept, and the same command goes on from there.") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise CommandError(full_disk(f"{error.strerror}: {error.filename or config.out}")) from None
         raise
+
+
+def _do_all(config: PreprocessConfig, found: Found, matched: dict[str, str] | None) -> None:
+    """Stage what is not staged yet, and write the shards."""
+    assert config.out is not None
+    with Staging(config.out, config.settings) as staging:
+        if (share := config.which_share()) and staging.missing_shares(share[1]):
+            # Another share has written the shards, and removed the staging, since this one was done.
+            shutil.rmtree(staging.folder)
+            return
+        encoded, ray_seconds = _encode(config, found.sources, staging)
+        try:
+            _finish(config, get_mode(config.mode), staging, found, encoded, matched, ray_seconds)
+        except CommandError:
+            staging.forget_shares()
+            raise
+
+
+def _do_share(config: PreprocessConfig, sources: list[Source], share: tuple[int, int]) -> bool:
+    """Stage this share of the recordings; return whether all shares are done, so that the shards can be written."""
+    assert config.out is not None
+    which, shares = share
+    with Staging(config.out, config.settings, share) as staging:
+        _encode(config, sources[which::shares], staging)
+        staging.end_share()
+        missing = staging.missing_shares(shares)
+    print(
+        f"share {which} of {shares} is done; " + (f"not yet: {missing}" if missing else "it was the last"), flush=True
+    )
+    return not missing
+
+
+def _encode(config: PreprocessConfig, sources: list[Source], staging: Staging) -> tuple[Encoded, tuple[float, float]]:
+    """Stage recordings; return what came of them, and the seconds that Ray took to start and to stop."""
+    start = time.monotonic()
+    cores, is_ours = start_ray(config.workers, config.address, config.piece_seconds, config.nodes)
+    start_seconds = time.monotonic() - start
+    progress = Progress(sources)
+    try:
+        encoded = Encoding(sources, staging, config, cores, progress).run()
+    finally:
+        progress.close()
+        stop = time.monotonic()
+        if is_ours:
+            _stop_ray()
+    return encoded, (start_seconds, time.monotonic() - stop)
 
 
 def _stop_ray() -> None:

@@ -1,6 +1,7 @@
 """What preprocessing has done so far, in OUT/.partial, so that a run that was killed goes on where it was.
 
-    .partial/lock                            held by the one process that works here
+    .partial/lock                            held by the one process that works here, or by all shares together
+    .partial/shares/I-of-N                   what jobs of an array have done of their shares
     .partial/settings.json                   what the run was begun with; no other settings are mixed in
     .partial/unpacked/                       a zip's member while it is read
     .partial/RECORDING/SHA256/000000.packets the pieces of a recording made from a file with that hash, any may lack
@@ -25,6 +26,10 @@ from babble.shards import write_bytes, write_json
 STAGING = ".partial"
 
 
+class FolderInUse(CommandError):
+    """Another process works in the folder."""
+
+
 def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """Raise if two runs' settings differ.
 
@@ -39,16 +44,23 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], out: Path
 
 
 class Staging:
-    """What is done so far, in OUT/.partial: for each recording a folder, in it one for the bytes it was made from."""
+    """What is done so far, in OUT/.partial: for each recording a folder, in it one for the bytes it was made from.
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    Args:
+        out: the folder for the shards.
+        settings: those that shape their bytes.
+        share: (which, of how many), counted from 0: this process does a share beside others that do theirs.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], share: tuple[int, int] | None = None) -> None:
         self.folder = out / STAGING
-        self.scratch = self.folder / "unpacked"
+        self.scratch = self.folder / ("unpacked" if share is None else f"unpacked-{share[0]}")
         self._settings = settings
+        self._share = share
 
     def __enter__(self) -> "Staging":
-        """Take the folder for this process alone, and refuse it if it was begun with other settings."""
-        self._lock = _lock(self.folder)
+        """Take the folder for this process, or for shares alone, and refuse it if it was begun with other settings."""
+        self._lock = _lock(self.folder, is_shared=self._share is not None)
         try:
             self._prepare()
         except BaseException:
@@ -65,11 +77,27 @@ class Staging:
         # What a killed process was unpacking or writing is of no use any more.
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        for left in self.folder.rglob(".*.tmp"):
-            left.unlink()
+        if self._share is None:
+            for left in self.folder.rglob(".*.tmp"):
+                left.unlink()
 
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
+
+    def end_share(self) -> None:
+        """Note that this share is done."""
+        assert self._share is not None
+        which, shares = self._share
+        (self.folder / "shares").mkdir(exist_ok=True)
+        write_bytes(self.folder / "shares" / f"{which}-of-{shares}", b"")
+
+    def missing_shares(self, shares: int) -> list[int]:
+        """Return which of so many shares are not done."""
+        return [n for n in range(shares) if not (self.folder / "shares" / f"{n}-of-{shares}").is_file()]
+
+    def forget_shares(self) -> None:
+        """Have all shares done again, as some of what they did failed."""
+        shutil.rmtree(self.folder / "shares", ignore_errors=True)
 
     def recording(self, name: str, sha256: str) -> Path:
         """Return the folder of a recording made from a file with that hash."""
@@ -109,16 +137,16 @@ class Staging:
         return b"".join(path.read_bytes() for path in sorted(self.recording(name, sha256).glob("*.packets")))
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path, is_shared: bool) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "lock"
         lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise CommandError(
+            raise FolderInUse(
                 f"{folder.parent}: another preprocess is at work there; wait for it or stop it."
             ) from None
         except OSError as error:

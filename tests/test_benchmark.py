@@ -14,10 +14,11 @@ import soundfile
 import torch
 
 from babble.commands import EXIT_INTERRUPTED, CommandError, read_config
-from babble.data import DataConfig, SpeechData
+from babble.data import SpeechData
 from babble.generate import generate_frames
 from babble.heads import CategoricalHead
 from babble.listening import ListeningConfig
+from babble.loaders import DataConfig
 from babble.model import Babbler, ModelConfig
 from babble.module import OptimConfig
 from babble.shards import read_manifest

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from babble.data import DataConfig, SpeechData, StreamLoader, WindowLoader, window_starts
+from babble.data import SpeechData
+from babble.loaders import DataConfig, Held, StreamLoader, WindowLoader, window_starts
 from babble.shards import read_manifest, read_recordings
 
 
@@ -72,7 +73,7 @@ PIECE = 4
 def _streams(batch: int, rank: int = 0, ranks: int = 1, random_seed: int = 7) -> StreamLoader:
     """Recordings whose frames are numbered from 0 to 107, cut into pieces of four frames."""
     config = DataConfig(reading="streams", window_frames=PIECE, batch_size=batch)
-    return StreamLoader(np.arange(sum(LENGTHS))[:, None], LENGTHS, config, random_seed, rank, ranks)
+    return StreamLoader(Held(np.arange(sum(LENGTHS))[:, None]), LENGTHS, config, random_seed, rank, ranks)
 
 
 def test_a_piece_goes_on_where_its_stream_stopped_or_says_that_it_starts_afresh():

@@ -15,11 +15,11 @@ import torch
 
 from babble.cells import CELLS
 from babble.codec import read_c2
-from babble.data import DataConfig
 from babble.drawing import Drawing
 from babble.frames import MODES
 from babble.generate import FreeRun, GenerateConfig, generate, generate_frames
 from babble.listening import ListeningConfig
+from babble.loaders import DataConfig
 from babble.model import Babbler, ModelConfig
 from babble.shards import read_manifest, read_recordings
 from babble.train import StopConfig, TrainConfig, WandbConfig, train

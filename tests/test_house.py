@@ -17,10 +17,10 @@ FOLDERS = ("babble", "preprocessing", "jobs")
 
 # Imports within babble/ go one way: a module may import those before it.
 BABBLE_ORDER = (
-    *("frames", "commands"),
+    *("frames", "commands", "cluster"),
     *("codec", "shards", "run", "cells", "drawing", "heads", "plots"),
     *("detectors", "battery"),
-    *("model", "data"),
+    *("model", "loaders", "streaming", "data"),
     *("unfreezing", "averaging", "module", "generate", "voice"),
     *("baselines", "discriminator", "evaluate", "listening", "checkpoints", "metrics", "report"),
     *("train", "tune", "dashboard"),

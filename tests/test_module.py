@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from babble import module
-from babble.data import Batch
 from babble.frames import MODES
 from babble.heads import HEADS
+from babble.loaders import Batch
 from babble.model import Babbler, ModelConfig
 from babble.module import (
     AHEAD_WEIGHT,

@@ -671,3 +671,29 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     shown = capsys.readouterr().err
     assert "50%" in shown
     assert "1.00 of about 2.00 h, 60 x real time, 1:00 left" in shown
+
+
+def test_shares_together_write_the_same_bytes(book: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """As the jobs of an array do: two at once, the last before them killed and begun again."""
+    out = tmp_path / "shards"
+    words = ("--sources", book, "--out", out, "--piece_seconds", 2, "--workers", 1)
+    first = start_command(*words, "--share", "2/3")
+    first.kill()
+    first.communicate()
+    shares = [start_command(*words, "--share", f"{share}/3") for share in range(3)]
+    for share in shares:
+        _, errors = share.communicate(timeout=180)
+        assert (share.returncode, errors) == (0, "")
+    assert hash_folder(out) == undisturbed
+    again = start_command(*words, "--share", "1/3")
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert "is finished already" in said
+
+
+@pytest.mark.parametrize("share", ["3/3", "1", "a/2", "-1/2", "0/0"])
+def test_a_share_that_is_none_is_refused(share: str, book: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="I/N is needed"):
+        PreprocessConfig(sources=(book,), out=tmp_path, share=share)
+    with pytest.raises(ValueError, match="has no effect without --address"):
+        PreprocessConfig(sources=(book,), out=tmp_path, nodes=2)

@@ -18,8 +18,8 @@ import yaml
 
 from babble.checkpoints import Checkpoints
 from babble.commands import CommandError, Interrupted, config_to_dict
-from babble.data import DataConfig
 from babble.listening import ListeningConfig
+from babble.loaders import DataConfig
 from babble.model import ModelConfig
 from babble.module import OptimConfig
 from babble.run import RunFolder
@@ -77,7 +77,9 @@ def test_a_run_folder_explains_itself(undisturbed: TrainResult, speech_shards: P
     assert start["versions"]["torch"] == torch.__version__
     baselines = json.loads((run / "baselines.json").read_text())
     assert baselines["the last frame copied"].keys() >= {"error_levels", "error/lsp"}
-    assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == ["best", "last", "stage-1", "stage-2"]
+    assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == [
+        *("best", "last", "previous", "stage-1", "stage-2")
+    ]
     steps = [int(row["step"]) for row in _metrics(run) if row["val/error_levels"]]
     assert steps == [EPOCH_STEPS * (epoch + 1) - 1 for epoch in range(EPOCHS)]
     heard = sorted(path.name for path in (run / "listening").iterdir())
@@ -171,7 +173,7 @@ def test_what_is_kept_is_the_average_of_the_weights(rich: TrainResult, speech_sh
     assert torch.equal(_checkpoint(train(plain).run)["state_dict"][name], current[name])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_that_is_really_killed_ends_the_same(
     number: signal.Signals, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
 ):
@@ -250,6 +252,48 @@ def test_starting_from_another_runs_weights(undisturbed: TrainResult, speech_sha
     )
     with pytest.raises(ValueError, match="of another shape"):
         train(wider)
+
+
+@pytest.mark.parametrize("damage", ["half", "a byte", "missing"])
+def test_where_the_last_checkpoint_is_damaged_the_one_before_is_taken(
+    damage: str, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = _config(speech_shards, tmp_path, "damaged")
+    with (
+        mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer: trainer.global_step >= 7),
+        pytest.raises(Interrupted),
+    ):
+        train(config)
+    last = RunFolder(tmp_path / "damaged").checkpoint("last")
+    whole = last.read_bytes()
+    if damage == "half":
+        last.write_bytes(whole[: len(whole) // 2])
+    elif damage == "a byte":
+        # In the middle of the weights, which no parser would miss.
+        place = whole.index(
+            _checkpoint(tmp_path / "damaged")["state_dict"]["model.layers.0.rnn.weight_hh_l0"].numpy().tobytes()
+        )
+        last.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    else:
+        last.unlink()
+    assert train(config).best == undisturbed.best
+    said = capsys.readouterr()
+    assert "going on at step 6" in said.out
+    assert ("last.ckpt is no checkpoint, or damaged" in said.err) == (damage != "missing")
+    assert ("; the one before is taken" in said.err) == (damage != "missing")
+    _assert_same_run(tmp_path / "damaged", undisturbed.run)
+
+
+def test_with_no_whole_checkpoint_a_run_is_not_begun_anew_in_silence(speech_shards: Path, tmp_path: Path):
+    config = _config(speech_shards, tmp_path, "damaged", stop=StopConfig(steps=2))
+    with (
+        mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer: trainer.global_step >= 1),
+        pytest.raises(Interrupted),
+    ):
+        train(config)
+    RunFolder(tmp_path / "damaged").checkpoint("last").write_bytes(b"")
+    with pytest.raises(CommandError, match="No other is left: delete"):
+        train(config)
 
 
 def test_a_damaged_checkpoint_is_named(undisturbed: TrainResult, speech_shards: Path, tmp_path: Path):

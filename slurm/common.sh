@@ -1,0 +1,46 @@
+# What the job scripts of this folder share; they source it. No job itself.
+
+die() {
+    echo "${SLURM_JOB_NAME:-babble}: $*" >&2
+    exit 1
+}
+
+# The job as squeue and `scontrol requeue` name it: 17, or 17_3 in an array, where SLURM_JOB_ID may be the whole array's.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-${SLURM_JOB_ID:-}}
+
+# Set $python to the project's environment, which has to have these modules: .venv of the project, else the one that was
+# active when the job was submitted.
+find_python() {
+    python=$project/.venv/bin/python
+    [ -x "$python" ] || python=$(command -v python3) ||
+        die "no Python: run \`make demo\` in $project, or activate babble's environment before sbatch."
+    export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH}
+    local missing
+    missing=$("$python" -c 'import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if not u.find_spec(m)))' "$@") ||
+        die "$python does not run on $(hostname)."
+    [ -z "$missing" ] || die "$python lacks $missing: install babble there, or activate its environment before sbatch."
+}
+
+# Say what runs where: the first lines of the job's log, again after every requeue.
+say_job() {
+    local restarts=${SLURM_RESTART_COUNT:-0}
+    echo "job      $job ${SLURM_JOB_NAME}$( ((restarts)) && echo ", requeued for the ${restarts}. time"), $(date '+%F %T')"
+    echo "nodes    ${SLURM_JOB_NUM_NODES} ($SLURM_JOB_NODELIST), ${SLURM_NTASKS_PER_NODE:-1} processes on each," \
+        "${SLURM_CPUS_PER_TASK:-1} cores for each, ${SLURM_GPUS_ON_NODE:-0} GPUs a node"
+    echo "project  $project, git revision $(git -C "$project" describe --always --dirty 2>/dev/null || echo unknown)"
+    echo "python   $python"
+}
+
+# Whether Slurm still has this job as running: false once somebody has cancelled it or its time is over.
+is_running() {
+    scontrol show job "${SLURM_JOB_ID}" | grep -q 'JobState=RUNNING'
+}
+
+# Have Slurm start this job again, and wait for the end that it makes of this one.
+requeue() {
+    echo "$(date '+%F %T') requeueing job $job"
+    scontrol requeue "$job" || die "Slurm would not requeue job $job: submit the same again, and it goes on."
+    sleep 300
+    die "Slurm has requeued job $job but not ended it."
+}
