@@ -33,17 +33,17 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.number: int | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def _handle(self, number: int, frame: Any) -> None:
         # Asked twice from a keyboard: at once, then, and go on from the last checkpoint. Slurm repeats its signals.
-        if self.signal_name == "SIGINT" == signal.Signals(number).name:
+        if self.number == signal.SIGINT == number:
             raise KeyboardInterrupt
-        if not self.signal_name:
-            self.signal_name = signal.Signals(number).name
+        if self.number is None:
+            self.number = number
             more = "; once more to stop at once" if number == signal.SIGINT else ""
-            print(f"\n{self.signal_name}: stopping after this step{more}", file=sys.stderr, flush=True)
+            print(f"\n{signal.Signals(number).name}: stopping after this step{more}", file=sys.stderr, flush=True)
 
     def watch(self, *numbers: signal.Signals) -> None:
         """Watch for these signals from now on, inside `watching`."""
@@ -190,7 +190,7 @@ class Checkpoints(Checkpoint):
             self._stop(trainer)
 
     def _is_asked(self, trainer: pl.Trainer) -> bool:
-        return self._agree(trainer, self.request.signal_name is not None)
+        return self._agree(trainer, self.request.number is not None)
 
     @staticmethod
     def _agree(trainer: pl.Trainer, wish: bool) -> bool:
@@ -198,8 +198,13 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(wish, all=False)
 
     def _stop(self, trainer: pl.Trainer) -> None:
+        # Another process may be the one that was asked.
+        mine = torch.tensor(self.request.number or 0, device=trainer.strategy.root_device)
+        asked = int(trainer.strategy.reduce(mine, reduce_op="max")) or signal.SIGINT
         raise Interrupted(
-            f"stopped at step {trainer.global_step} by {self.request.signal_name}; the same command goes on from there."
+            f"stopped at step {trainer.global_step} by {signal.Signals(asked).name}; the same command goes on from "
+            "there.",
+            asked,
         )
 
     def _save(self, trainer: pl.Trainer, which: str, weights_only: bool = False) -> None:

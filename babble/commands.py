@@ -6,6 +6,7 @@ first word (`python -m babble.generate runs/NAME`), errors as a message instead 
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -17,7 +18,6 @@ import jsonargparse
 Config = TypeVar("Config")
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 
 class CommandError(Exception):
@@ -25,7 +25,16 @@ class CommandError(Exception):
 
 
 class Interrupted(Exception):
-    """Work stopped when asked and can go on later: shown as a message, exit code 130."""
+    """Work stopped when asked and can go on later: shown as a message, exit code 128 + the signal's number.
+
+    Args:
+        message: what the user is told.
+        number: the signal that asked; Ctrl-C's by default.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def _config_parser(config_class: type[Any], prog: str) -> jsonargparse.ArgumentParser:
@@ -126,13 +135,13 @@ def run_command(
     """Read the command line, do the work, and exit as a command should.
 
     Exit code 0: done. 1: the work failed for a reason that a user can mend, shown as one message. 2: the command line
-    could not be read. 130: interrupted. Our own bugs keep their traceback.
+    could not be read. 128 + a signal's number: stopped by it, Ctrl-C is 130. Our own bugs keep their traceback.
     """
     try:
         work(read_config(config_class, sys.argv[1:], prog, positional))
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"{prog}: {stop or 'interrupted.'}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:
         # The player at the other end of the pipe has been closed: nothing is wrong and nobody is left to tell.
         sys.stderr.close()

@@ -6,7 +6,8 @@
 2. The run folder is claimed; a run of that name and the same settings goes on from its last checkpoint, bit for bit
    as if it had never stopped; a finished one says so.
 3. Lightning trains; callbacks unfreeze, listen, keep checkpoints and metrics.
-4. Ctrl-C, SIGTERM or SIGUSR1: the step at hand is finished, a checkpoint written, and the command ends with code 130.
+4. Ctrl-C, SIGTERM or SIGUSR1: the step at hand is finished, a checkpoint written, and the command ends with code 128 +
+   the signal's number.
 
 On one machine the first process starts the others; on several, Slurm's `srun` does (slurm/train.sh).
 """

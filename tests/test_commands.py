@@ -1,5 +1,6 @@
 """Command lines and YAML: what wins, what is refused, and how a command ends."""
 
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ def test_a_config_becomes_plain_values_by_the_keys_that_one_types():
         (CommandError("two of five failed"), 1),
         (FileNotFoundError("gone"), 1),
         (Interrupted("stopped at step 3"), 130),
+        (Interrupted("stopped at step 3", signal.SIGUSR1), 138),
         (KeyboardInterrupt(), 130),
     ],
 )

@@ -195,7 +195,7 @@ def test_a_run_that_is_really_killed_ends_the_same(
             codes.append(process.returncode)
         if number != signal.SIGKILL:
             assert f"by {number.name}; the same command goes on from there." in said
-    assert codes == 2 * [-9 if number == signal.SIGKILL else 130]
+    assert codes == 2 * [-9 if number == signal.SIGKILL else 128 + number]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{run}: going on at step" in done.stdout
