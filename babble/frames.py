@@ -291,18 +291,17 @@ def unpack_packets(packets: bytes, mode: Mode) -> np.ndarray:
             f"{len(packets)} bytes are not a whole number of packets: mode {mode.name} has {mode.packet_bytes} a frame."
         )
     packets_TP = np.frombuffer(packets, np.uint8).reshape(-1, mode.packet_bytes)
-    bits_TN = np.unpackbits(packets_TP, axis=1)
-    frames = np.empty((len(packets_TP), mode.num_fields), mode.dtype)
-    start = 0
-    for f, field in enumerate(mode.fields):
-        level = np.zeros(len(packets_TP), mode.dtype)
-        bit = np.zeros(len(packets_TP), mode.dtype)
-        for n in range(start, start + field.bits):
-            # A Gray coded bit says whether the natural bit changes from the one above it.
-            bit = bit ^ bits_TN[:, n] if mode.is_gray else bits_TN[:, n]
-            level = (level << 1) | bit
-        frames[:, f] = level
-        start += field.bits
+    # No mode has more than 64 bits a frame: one big-endian word holds a packet.
+    padded_TP = np.zeros((len(packets_TP), 8), np.uint8)
+    padded_TP[:, : mode.packet_bytes] = packets_TP
+    words_T = padded_TP.view(">u8")[:, 0].astype(np.uint64)
+    ends_F = np.cumsum([field.bits for field in mode.fields]).astype(np.uint64)
+    masks_F = np.array([(1 << field.bits) - 1 for field in mode.fields], np.uint64)
+    frames = ((words_T[:, None] >> (64 - ends_F)) & masks_F).astype(mode.dtype)
+    if mode.is_gray:
+        # A Gray coded bit says whether the natural bit changes from the one above it.
+        for shift in (1, 2, 4, 8):
+            frames ^= frames >> shift
     return frames
 
 

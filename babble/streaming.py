@@ -91,18 +91,21 @@ class ShardStreams:
 
     def read(self, starts_B: np.ndarray, num_frames: int) -> np.ndarray:
         """Return num_frames frames from each start on, int16 (B, num_frames, F)."""
-        return np.stack([self._read_row(row, int(start), num_frames) for row, start in enumerate(starts_B)])
+        numbers_B = np.searchsorted(self.firsts, starts_B, side="right") - 1
+        places = zip(numbers_B.tolist(), (starts_B - self.firsts[numbers_B]).tolist(), strict=True)
+        frames_BTF = np.empty((len(starts_B), num_frames, self.mode.num_fields), np.int16)
+        for row, (number, first) in enumerate(places):
+            reader = self.rows.get(row)
+            if reader is None or reader.number != number or not reader.reaches(first):
+                reader = self.rows[row] = self._open(number, first)
+            frames_BTF[row] = reader.read(first, num_frames)
+        return frames_BTF
 
-    def _read_row(self, row: int, start: int, num_frames: int) -> np.ndarray:
-        number = int(np.searchsorted(self.firsts, start, side="right")) - 1
-        first = start - int(self.firsts[number])
-        reader = self.rows.get(row)
-        if reader is None or reader.number != number or not reader.reaches(first):
-            span = self.spans[number]
-            skipped = first // STRETCH_FRAMES
-            stretches = read_stretches([self.paths[span.shard]], self.mode, span.first_entry + skipped)
-            reader = self.rows[row] = _Row(number, skipped * STRETCH_FRAMES, stretches, self.mode)
-        return reader.read(first, num_frames)
+    def _open(self, number: int, first: int) -> "_Row":
+        span = self.spans[number]
+        skipped = first // STRETCH_FRAMES
+        stretches = read_stretches([self.paths[span.shard]], self.mode, span.first_entry + skipped)
+        return _Row(number, skipped * STRETCH_FRAMES, stretches, self.mode)
 
 
 class _Row:
@@ -110,7 +113,7 @@ class _Row:
 
     def __init__(self, number: int, first: int, stretches: Iterator[Stretch], mode: Mode) -> None:
         self.number, self.first, self.stretches = number, first, stretches
-        self.frames = np.empty((0, mode.num_fields), np.int16)
+        self.frames = np.empty((0, mode.num_fields), mode.dtype)
 
     def reaches(self, first: int) -> bool:
         return self.first <= first <= self.first + len(self.frames)
@@ -122,8 +125,9 @@ class _Row:
                 raise ValueError("a shard ends before its manifest says: copy it again or preprocess again.")
             kept = self.frames[first - self.first :]
             self.first += len(self.frames) - len(kept)
-            self.frames = np.concatenate([kept, following.frames], dtype=np.int16)
-        return self.frames[first - self.first :][:num_frames]
+            self.frames = np.concatenate([kept, following.frames])
+        start = first - self.first
+        return self.frames[start : start + num_frames]
 
 
 class ShardWindowLoader(Loader):
