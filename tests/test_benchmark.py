@@ -24,26 +24,29 @@ from babble.module import OptimConfig
 from babble.shards import read_manifest
 from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig, train
 from jobs.benchmark import (
-    MODE,
-    ROOT,
-    SPEECH,
     BenchmarkConfig,
-    Figure,
     bare_babble,
-    encode_bare,
     find_recordings,
-    format_table,
-    in_own_process,
-    make_corpus,
-    measure_command,
     measure_evaluation,
     measure_generation,
     measure_preprocess,
     measure_training,
     plain_babble,
-    take_turns,
     train_bare,
 )
+from jobs.measuring import (
+    MODE,
+    ROOT,
+    SPEECH,
+    Figure,
+    encode_bare,
+    format_table,
+    in_own_process,
+    make_corpus,
+    measure_command,
+    take_turns,
+)
+from jobs.scaling import measure_ranks, measure_stopping, measure_streaming
 from preprocessing.audio import open_recording
 from preprocessing.encode import encode_recording
 
@@ -310,6 +313,23 @@ def test_evaluation_is_measured_as_a_whole_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_processes_are_measured_beside_one(tmp_path: Path) -> None:
+    (figure,) = measure_ranks(tmp_path, turns=1, steps=6)
+    assert figure.values[0] > 0
+    assert figure.floors[0] > 0
+
+
+def test_stopping_and_going_on_are_measured(tmp_path: Path) -> None:
+    saving, starting = measure_stopping(tmp_path, turns=2)
+    assert all(0 < seconds < 60 for seconds in (*saving.values, *starting.values))
+
+
+def test_reading_from_shards_is_measured(tmp_path: Path) -> None:
+    figures = measure_streaming(tmp_path, hours=1.0)
+    assert [figure.name.split()[0] for figure in figures] == 2 * ["windows"] + 2 * ["streams"]
+    assert all(min(figure.values) > 0 for figure in figures)
+
+
 def test_preprocessing_is_measured_beside_the_bare_floor(tmp_path: Path) -> None:
     figures = measure_preprocess(TINY, tmp_path)
     apart, whole, ray, crowd, busy, memory = figures

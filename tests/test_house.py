@@ -37,6 +37,8 @@ ACROSS_FOLDERS = (
     # Parts of a job: the jobs themselves nobody imports.
     ("jobs", "jobs.progress"),
     ("jobs", "jobs.staging"),
+    ("jobs", "jobs.measuring"),
+    ("jobs", "jobs.scaling"),
 )
 
 # A library, and the only ones that may import it: a folder stands for all its modules.
