@@ -34,8 +34,8 @@ LEARNING_RATE = 3e-3
 FRAMES_PER_BATCH = 3200
 MIN_CLIPS_PER_BATCH = 8
 FRAMES_PER_TURN = 480_000
-FRAMES_PER_CHECK = 32_000
-PATIENCE = 3
+FRAMES_PER_CHECK = 80_000
+PATIENCE = 2
 # Cross-entropy a choosing clip, in nats: below it, nothing is left to learn.
 SOLVED_COST = 0.02
 WEIGHT_DECAY = 0.01

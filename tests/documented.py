@@ -7,6 +7,7 @@ import runpy
 import shlex
 import tomllib
 import warnings
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +17,13 @@ from babble.commands import read_config
 ROOT = Path(__file__).parent.parent
 FENCED_SH = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Not ours to check: a command that begins so is taken as it is.
-FROM_OUTSIDE = ("aplay", "apt-get", "cd", "git", "source", "sudo", "unzip", "wget")
+FROM_OUTSIDE = ("aplay", "apt-get", "cd", "export", "git", "python3", "source", "squeue", "sudo", "unzip", "wget")
+# What each script of slurm/ hands its words to.
+SCRIPTS = {
+    "slurm/preprocess.sh": "jobs.preprocess",
+    "slurm/train.sh": "babble.train",
+    "slurm/evaluate.sh": "babble.evaluate",
+}
 
 
 def find_commands(markdown: str) -> list[str]:
@@ -60,10 +67,18 @@ def check_command(command: str) -> None:
                 targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
                 check_known(goals, [*targets, "PYTHON"], "target of the Makefile")
             case ["sbatch", *rest]:
-                scripts = [word for word in rest if word.endswith(".sh")]
-                check_known(
-                    scripts or ["nothing"], [str(p.relative_to(ROOT)) for p in ROOT.glob("slurm/*.sh")], "script"
-                )
+                script = next((n for n, word in enumerate(rest) if word.endswith(".sh")), None)
+                check_known(["nothing" if script is None else rest[script]], list(SCRIPTS), "script")
+                assert script is not None
+                argv = [word for word in rest[script + 1 :] if word != "..."]
+                # "..." stands for what stands above: there is nothing to read then.
+                if argv:
+                    read_program(SCRIPTS[rest[script]], argv)
+            case ["slurm/pipeline.sh", name, *rest]:
+                parts = [list(part) for is_rest, part in groupby(rest, lambda word: word != "--") if is_rest]
+                ours = (["--out", name], ["--data.shards", name, "--name", name], [])
+                for module, argv, filled in zip(SCRIPTS.values(), parts, ours, strict=False):
+                    read_program(module, [*argv, *filled] if module != "babble.evaluate" else [name, *argv])
             case ["pip" | ".venv/bin/pip", "install", "-c", "constraints.txt", "-e", place]:
                 extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
                 check_known(re.split(r"[\[\],]+", place)[1:-1], list(extras), "extra of pyproject.toml")

@@ -4,13 +4,14 @@ import pytest
 from documented import ROOT, check_command, find_commands
 
 README = (ROOT / "README.md").read_text()
+CLUSTER = (ROOT / "docs/cluster.md").read_text()
 
 
 def test_readme_shows_how_to_begin() -> None:
     assert {"make demo", "make test"} <= set(find_commands(README))
 
 
-@pytest.mark.parametrize("command", find_commands(README))
+@pytest.mark.parametrize("command", [*find_commands(README), *find_commands(CLUSTER)])
 def test_command_would_work(command: str) -> None:
     check_command(command)
 
@@ -31,6 +32,9 @@ def test_only_sh_blocks_are_commands() -> None:
         ("make test NOTHING=1", "'NOTHING=1' is no target"),
         ("sbatch slurm/no-such-script.sh", "'slurm/no-such-script.sh' is no script"),
         ("sbatch", "is no script"),
+        ("sbatch --nodes=2 slurm/train.sh --no-such-flag 1", "no.such.flag"),
+        ("slurm/pipeline.sh book --source x -- --config configs/babble.yaml", "source"),
+        ("slurm/pipeline.sh book --sources x -- --no-such-flag 1", "no.such.flag"),
         ("pip install -c constraints.txt -e '.[no-such-extra]'", "'no-such-extra' is no extra"),
         ("pip install babble", "no kind of command"),
         ("rm -rf runs", "no kind of command"),
