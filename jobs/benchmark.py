@@ -9,7 +9,8 @@
 4. `measure_generation`: `iterate_babble` beside a bare loop of fused cells;
 5. `measure_evaluation`: what an hour of held-out speech takes `python -m babble.evaluate`, its babble apart;
 6. `measure_ranks`, `measure_stopping`, `measure_streaming` (scaling.py): two processes beside one, how fast a training
-   saves when it is told to, and speech read from shards that are not held in memory.
+   saves when it is told to, and speech read from shards that are not held in memory;
+7. `measure_rates` and `format_plan`: from a few rates, what 16 to 60,000 hours on 1 to 256 devices would take.
 
 A figure and its floor take turns, several times, in the same run and on the same cores, so that a noisy machine harms
 both alike; what counts is the median of the ratios of neighbours. Whoever measures wants a machine that does nothing
@@ -25,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -52,16 +53,17 @@ from jobs.measuring import (
     say,
     stay_on_one_core,
     take_turns,
+    train_bare,
     watch_for_sigterm,
 )
-from jobs.scaling import measure_ranks, measure_stopping, measure_streaming
+from jobs.scaling import format_plan, measure_ranks, measure_rates, measure_stopping, measure_streaming
 
 # Imported where it is used: torch and the codec would count as CPU time of the bare floors.
 if TYPE_CHECKING:
     from babble.model import Babbler
 
 COMMAND = "python -m jobs.benchmark"
-PARTS = ("preprocess", "data", "training", "generation", "evaluation", "ranks", "stopping", "streaming")
+PARTS = ("preprocess", "data", "training", "generation", "evaluation", "ranks", "stopping", "streaming", "plan")
 # Whose network the figures "by itself" are of.
 DEFAULT_RECIPE = ROOT / "configs" / "babble-cpu.yaml"
 # What both the job and the bare floor read; M4B and AAC take another library.
@@ -80,7 +82,8 @@ class BenchmarkConfig:
     """Measure how fast babble is, each figure beside its floor.
 
     Attributes:
-        only: The parts to measure: preprocess, data, training, generation, evaluation, ranks, stopping, streaming.
+        only: The parts to measure: preprocess, data, training, generation, evaluation, ranks, stopping, streaming,
+            plan.
         sources: Recordings to preprocess (MP3, FLAC, WAV, OGG), or folders of them; without, the project's own
             tests/speech is joined in several orders and written as MP3.
         json: A file for every value of every figure.
@@ -96,6 +99,8 @@ class BenchmarkConfig:
         held_out_hours: How much speech `python -m babble.evaluate` hears.
         rank_steps: Training steps of each process where one and two are compared.
         streamed_hours: How much speech is read from shards, made by repeating the training corpus.
+        device_frames: For the plan, frames a second that one device trains on, where that was measured elsewhere, as on
+            a GPU; by default one core's.
     """
 
     only: tuple[str, ...] = PARTS
@@ -113,6 +118,7 @@ class BenchmarkConfig:
     held_out_hours: float = 1.0
     rank_steps: int = 120
     streamed_hours: float = 500.0
+    device_frames: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't be measured."""
@@ -248,24 +254,6 @@ def _measure_crowd(paths: Sequence[Path]) -> Figure:
 
 
 # ---- 2. and 3. data and training
-
-
-def train_bare(model: "Babbler", batches: Iterator[Any]) -> Callable[[int], None]:
-    """Return a function that does so many training steps on batches: the floor, PyTorch alone, 2017's optimizer."""
-    import torch
-
-    optimizer = torch.optim.NAdam(model.parameters())
-
-    def step(steps: int) -> None:
-        for _ in range(steps):
-            frames_BTF = next(batches).frames.long()
-            hidden_BTH, _ = model(frames_BTF[:, :-1])
-            loss = model.typed_head.cost(hidden_BTH, frames_BTF[:, 1:]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    return step
 
 
 def _network_2017(units: int) -> Any:
@@ -568,6 +556,7 @@ def measure(config: BenchmarkConfig) -> list[Figure]:
         lambda config, folder: measure_ranks(folder, config.turns, config.rank_steps),
         lambda config, folder: measure_stopping(folder, config.turns),
         lambda config, folder: measure_streaming(folder, config.streamed_hours),
+        lambda config, folder: measure_rates(folder),
     )
     figures = []
     for name, part in zip(PARTS, parts, strict=True):
@@ -587,6 +576,8 @@ def _work(config: BenchmarkConfig) -> None:
     minutes = (time.monotonic() - start) / 60
     about = environment()
     print(format_table(figures))
+    if "plan" in config.only:
+        print(format_plan({figure.name: figure.median for figure in figures}, config.device_frames))
     print(f"{about['machine']}, git {about['git']}; load {load:.1f} before it began; {minutes:.1f} minutes")
     if config.json:
         found = {"environment": about, "config": config_to_dict(config), "minutes": minutes, "load_before": load}

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 import os
 import signal
 import statistics
@@ -11,7 +12,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.measuring import MODE, ROOT, Figure, in_own_process, make_corpus, per_second, say, stay_on_one_core
+from jobs.measuring import (
+    MODE,
+    ROOT,
+    SPEECH,
+    Figure,
+    encode_bare,
+    in_own_process,
+    make_corpus,
+    per_second,
+    say,
+    stay_on_one_core,
+    train_bare,
+)
 
 # As large as the default recipe, in float32: large enough that a step's arithmetic counts.
 SHAPE = {"model.num_layers": 2, "model.units": 320, "model.skips": "true", "data.reading": "streams"}
@@ -176,3 +189,109 @@ def measure_streaming(folder: Path, hours: float) -> list[Figure]:
     corpus = _repeat_corpus(make_corpus(folder, hours=min(12.0, hours)), folder / "repeated", hours)
     readings = ("windows", "streams")
     return [figure for reading in readings for figure in in_own_process(_measure_reading, reading, corpus, hours)]
+
+
+# ---- beyond one machine, on paper
+
+PLAN_HOURS = (16, 1_000, 60_000)
+PLAN_DEVICES = (1, 8, 256)
+# What the plan supposes of a cluster.
+DEVICES_PER_NODE = 8
+CORES_PER_NODE = 64
+NETWORK_GBIT_PER_SECOND = 25
+GRADIENT_BYTES = 4
+# What it is made from, as `measure_rates` names them.
+ENCODING, SHARD_BYTES, SHARD_HOURS = (
+    "plan: encoding, one core",
+    "plan: shards on the disk",
+    "plan: a shard of 64 entries",
+)
+READING, TRAINING = "plan: reading from shards, one process", "plan: training, one core"
+STEPS, WEIGHTS = "plan: training steps, one core", "plan: weights"
+
+
+def _measure_rates(folder: Path) -> list[Figure]:
+    stay_on_one_core()
+    import soundfile
+
+    from babble.data import SpeechData
+    from babble.loaders import DataConfig
+    from babble.model import Babbler, ModelConfig
+    from babble.shards import read_manifest
+
+    corpus = make_corpus(folder, hours=2.0)
+    shard = next(shard for shard in read_manifest(corpus).shards if shard.split == "train")
+    hours = shard.frames / MODE.frames_per_second / 3600
+    recordings = sorted(SPEECH.glob("*.ogg"))[:6]
+    seconds = round(sum(soundfile.info(path).duration for path in recordings))
+    data = SpeechData(DataConfig(corpus, reading="streams", window_frames=64, batch_size=16, holding="shards"), 0)
+    data.setup()
+    batches = iter(data.train_dataloader())
+    model = Babbler(ModelConfig(num_layers=2, units=320, skips=True), MODE)
+    train = train_bare(model, batches)
+    train(2)
+    steps = per_second(20, lambda: train(20))
+    values = {
+        ENCODING: (per_second(seconds, lambda: [None for _ in encode_bare(recordings)]), "x real time"),
+        SHARD_BYTES: ((corpus / shard.name).stat().st_size / hours / 1e6, "MB an hour"),
+        SHARD_HOURS: (hours, "hours"),
+        READING: (per_second(100 * 16 * 64, lambda: [next(batches) for _ in range(100)]), "frames/s"),
+        TRAINING: (steps * 16 * 64, "frames/s"),
+        STEPS: (steps, "steps/s"),
+        WEIGHTS: (sum(parameter.numel() for parameter in model.parameters()), "weights"),
+    }
+    return [Figure(name, unit, (value,)) for name, (value, unit) in values.items()]
+
+
+def measure_rates(folder: Path) -> list[Figure]:
+    """Return the rates that `format_plan` takes, of the default recipe's network on one core.
+
+    Args:
+        folder: an empty one to work in.
+    """
+    say("plan")
+    return in_own_process(_measure_rates, folder)
+
+
+def format_plan(rates: dict[str, float], device_frames: float | None = None) -> str:
+    """Return a Markdown table of what corpora of many sizes take on many devices.
+
+    What saturates first is whatever is used most: a device by its training, a process by reading its share, or a node's
+    network by its gradients, each moved there and back in a ring. Devices are as fast as measured, whatever is beside.
+
+    Args:
+        rates: what `measure_rates` found, by name.
+        device_frames: frames a second that one device trains on; by default the core's that was measured.
+    """
+    frames_per_step = rates[TRAINING] / rates[STEPS]
+    speed = device_frames or rates[TRAINING]
+    lines = [
+        "| hours | devices | shards | GB | preprocessing, hours | an epoch, hours | read a node, MB/s "
+        "| gradients a step, MB | saturates first |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for hours in PLAN_HOURS:
+        for devices in PLAN_DEVICES:
+            nodes = -(-devices // DEVICES_PER_NODE)
+            on_node = min(devices, DEVICES_PER_NODE)
+            megabytes = rates[SHARD_BYTES] * hours
+            frames = hours * 3600 * MODE.frames_per_second
+            encoding_hours = hours / (rates[ENCODING] * CORES_PER_NODE * nodes)
+            read = speed * on_node / frames * megabytes
+            gradients = 2 * (devices - 1) / devices * rates[WEIGHTS] * GRADIENT_BYTES / 1e6
+            # Of a ring, a node's network carries one device's share each way.
+            network = gradients * 8e-3 * speed / frames_per_step / NETWORK_GBIT_PER_SECOND if nodes > 1 else 0.0
+            used = {"training": 1.0, "reading": speed / rates[READING], "the network": network}
+            first = max(used, key=lambda what: used[what])
+            second = max((what for what in used if what != "training"), key=lambda what: used[what])
+            cells = (
+                *(f"{hours:,}", f"{devices}", f"{math.ceil(hours / rates[SHARD_HOURS]):,}", f"{megabytes / 1e3:,.2g}"),
+                *(f"{encoding_hours:.2g}", f"{frames / speed / devices / 3600:.2g}", f"{read:.2g}", f"{gradients:.1f}"),
+                f"{first}" + (f" (then {second}, at {used[second]:.0%})" if first == "training" else ""),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    suppositions = (
+        f"Supposed: {CORES_PER_NODE} cores and {DEVICES_PER_NODE} devices a node, {NETWORK_GBIT_PER_SECOND} Gbit/s "
+        f"between nodes; a device trains on {speed:,.0f} frames/s"
+    )
+    return "\n".join(["", *lines, "", suppositions])

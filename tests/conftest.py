@@ -12,6 +12,7 @@ ALLOWED_SKIPS = (
     "the Tale corpus is not at hand",
     "the Margot corpus is not at hand",
     "not on this machine: CUDA",
+    "no Slurm cluster can be made here",
 )
 
 # Set before torch, wandb, ray and matplotlib are imported, as they look once. Tests run on all cores already, and

@@ -32,7 +32,6 @@ from jobs.benchmark import (
     measure_preprocess,
     measure_training,
     plain_babble,
-    train_bare,
 )
 from jobs.measuring import (
     MODE,
@@ -45,8 +44,22 @@ from jobs.measuring import (
     make_corpus,
     measure_command,
     take_turns,
+    train_bare,
 )
-from jobs.scaling import measure_ranks, measure_stopping, measure_streaming
+from jobs.scaling import (
+    ENCODING,
+    READING,
+    SHARD_BYTES,
+    SHARD_HOURS,
+    STEPS,
+    TRAINING,
+    WEIGHTS,
+    format_plan,
+    measure_ranks,
+    measure_rates,
+    measure_stopping,
+    measure_streaming,
+)
 from preprocessing.audio import open_recording
 from preprocessing.encode import encode_recording
 
@@ -328,6 +341,30 @@ def test_reading_from_shards_is_measured(tmp_path: Path) -> None:
     figures = measure_streaming(tmp_path, hours=1.0)
     assert [figure.name.split()[0] for figure in figures] == 2 * ["windows"] + 2 * ["streams"]
     assert all(min(figure.values) > 0 for figure in figures)
+
+
+def test_a_plan_is_made_from_measured_rates(tmp_path: Path) -> None:
+    found = {figure.name: figure.median for figure in measure_rates(tmp_path)}
+    assert min(found.values()) > 0
+    assert "| 60,000 | 256 |" in format_plan(found)
+
+
+def test_the_plans_sums() -> None:
+    rates = {
+        ENCODING: 100.0,
+        SHARD_BYTES: 1.0,
+        SHARD_HOURS: 1.0,
+        READING: 1e6,
+        TRAINING: 1e4,
+        STEPS: 10.0,
+        WEIGHTS: 1e6,
+    }
+    rows = [line.strip("| ").split(" | ") for line in format_plan(rates).splitlines() if line.startswith("| ")][2:]
+    # 1,000 hours, 90 million frames, on 8 devices of one node: 6,400 hours are encoded an hour.
+    assert rows[4] == ["1,000", "8", "1,000", "1", "0.16", "0.31", "0.89", "7.0", "training (then reading, at 1%)"]
+    # So fast a device would wait for its reader; across nodes, for 8 MB of gradients five thousand times a second.
+    fast = [line.split("|")[-2].strip() for line in format_plan(rates, 5e6).splitlines() if line.startswith("| ")][2:]
+    assert fast == 3 * ["reading", "reading", "the network"]
 
 
 def test_preprocessing_is_measured_beside_the_bare_floor(tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ class Slurm:
         return self.log(job)
 
 
+def why_not() -> str:
+    """Bring the cluster up; return why this machine does not allow it, nothing where it does."""
+    done = subprocess.run([TESTBED, "up"], env=ENVIRONMENT, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    allowed = ("must run as root", "CAP_NET_ADMIN", "already has a Slurm")
+    assert done.returncode == 0 or any(cause in said for cause in allowed), said
+    return said.strip().splitlines()[-1] if done.returncode else ""
+
+
 def bring(direction: str) -> None:
     """Bring the cluster "up", repaired where it was damaged, or "down"."""
     done = subprocess.run([TESTBED, direction], env=ENVIRONMENT, capture_output=True, text=True)
