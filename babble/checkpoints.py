@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,9 @@ class StopRequest:
             print(f"\n{signal.Signals(number).name}: stopping after this step{more}", file=sys.stderr, flush=True)
 
     def watch(self, *numbers: signal.Signals) -> None:
-        """Watch for these signals from now on, inside `watching`."""
+        """Watch for these signals from now on, inside `watching`; outside the main thread Python lets nobody."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in numbers:
             self._before.setdefault(number, signal.getsignal(number))
             signal.signal(number, self._handle)
