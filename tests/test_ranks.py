@@ -49,8 +49,7 @@ def _differ_by(run: RunFolder, other: RunFolder) -> float:
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-@pytest.mark.parametrize("waiting", ["frozen", "skipped"])
-@pytest.mark.parametrize("reading", ["windows", "streams"])
+@pytest.mark.parametrize(("reading", "waiting"), [("windows", "frozen"), ("streams", "skipped")])
 def test_two_processes_learn_what_one_with_twice_the_batch_does(
     reading: str, waiting: str, speech_shards: Path, tmp_path: Path
 ):

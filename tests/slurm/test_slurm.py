@@ -154,7 +154,7 @@ def test_a_lost_node_costs_only_time(slurm: Slurm, speech_shards: Path, undistur
     # The job may use the third node from now on.
     subprocess.run(["scontrol", "update", f"JobId={job}", "ExcNodeList="], check=True)
     kill_node("node2")
-    log = slurm.complete(job, seconds=400)
+    log = slurm.complete(job)
     assert "2 (node[1,3])" in log
     _assert_same_run(run, undisturbed)
 

@@ -46,7 +46,7 @@ class Slurm:
         path = self.folder / f"slurm-{job}.out"
         return path.read_text() if path.is_file() else ""
 
-    def wait(self, job: str, condition: Callable[[], object] | None = None, seconds: float = 240) -> str:
+    def wait(self, job: str, condition: Callable[[], object] | None = None, seconds: float = 600) -> str:
         """Wait until the job has ended, or until a condition holds; return its state.
 
         Raises:
@@ -63,7 +63,7 @@ class Slurm:
             time.sleep(0.2)
         raise AssertionError(f"job {job} is {self.state(job)} after {seconds} s\n{self.log(job)}")
 
-    def complete(self, job: str, seconds: float = 240) -> str:
+    def complete(self, job: str, seconds: float = 600) -> str:
         """Wait until the job has ended well; return its log."""
         assert self.wait(job, seconds=seconds) == "COMPLETED", self.log(job)
         return self.log(job)
