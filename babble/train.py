@@ -12,6 +12,7 @@
 On one machine the first process starts the others; on several, Slurm's `srun` does (slurm/train.sh).
 """
 
+import contextlib
 import json
 import logging
 import netrc
@@ -20,10 +21,10 @@ import secrets
 import signal
 import sys
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -206,6 +207,35 @@ def _has_wandb_key() -> bool:
         return False
 
 
+class Dashboard(WandbLogger):
+    """Logs to W&B as long as W&B's own process lives: under Slurm the SIGTERM that stops a training ends that too."""
+
+    is_lost = False
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        try:
+            super().log_metrics(metrics, step)
+        except ConnectionError:
+            self._lose()
+
+    def end(self) -> None:
+        """Let W&B write what it holds, and end its process."""
+        try:
+            self.experiment.finish()
+        except ConnectionError:
+            self._lose()
+
+    def _lose(self) -> None:
+        import wandb
+
+        if not self.is_lost:
+            print("W&B's process has ended before this one; metrics.csv has every figure.", file=sys.stderr, flush=True)
+            self.is_lost = True
+        # It would be tried once more at the very end, with a traceback.
+        with contextlib.suppress(ConnectionError, AssertionError):
+            wandb.teardown()
+
+
 def _wandb_logger(config: TrainConfig, run: RunFolder) -> list[Logger]:
     """Return the W&B logger, or none; its run id is kept in the run folder, so a resumed run is the same W&B run."""
     if config.wandb.mode == "off" or not _is_first_rank():
@@ -230,7 +260,7 @@ def _wandb_logger(config: TrainConfig, run: RunFolder) -> list[Logger]:
         config=config_to_dict(config),
         settings=wandb.Settings(silent=True, console="off"),
     )
-    return [WandbLogger(experiment=experiment)]
+    return [Dashboard(experiment=experiment)]
 
 
 def _start_weights(module: BabbleModule, init_from: Path) -> None:
@@ -303,7 +333,7 @@ def _train(config: TrainConfig, place: Place, request: StopRequest) -> TrainResu
         _start_weights(module, config.init_from)
     run = RunFolder(config.runs / config.run_name)
     # Other ranks are started by the first one, in the folder that it holds.
-    with run.locked() if _is_first_rank() else nullcontext():
+    with run.locked() if _is_first_rank() else contextlib.nullcontext():
         if _is_first_rank():
             run.claim(config_to_dict(config))
         if run.finished.is_file():
@@ -390,8 +420,8 @@ def _fit(
                 trainer.validate(module, datamodule=data, verbose=False)
         finally:
             for logger in loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.finish()
+                if isinstance(logger, Dashboard):
+                    logger.end()
     weights = sum(parameter.numel() for parameter in module.parameters())
     result = {
         "figure": module.headline,

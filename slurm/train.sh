@@ -44,17 +44,15 @@ srun --ntasks-per-node="$tasks" --kill-on-bad-exit=1 --open-mode=append --output
 code=$?
 trap - TERM USR1
 
-tail -n 3 "$logs/rank-0.log"
 case $code in
-0)
-    exit 0
+0 | 130)
+    tail -n 3 "$logs/rank-0.log"
+    exit $code
     ;;
 138 | 143)
     # 128 + the signal's number: saved and stopped when asked, or not begun yet.
+    tail -n 3 "$logs/rank-0.log"
     is_running && requeue
-    exit $code
-    ;;
-130)
     exit $code
     ;;
 esac

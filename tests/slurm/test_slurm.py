@@ -82,6 +82,8 @@ def _without_signal(folder: Path) -> Path:
     """Return a train.sh that asks Slurm for no signal, as others' scripts."""
     scripts = folder / "slurm"
     shutil.copytree(TRAIN.parent, scripts)
+    for package in ("babble", "preprocessing"):
+        (folder / package).symlink_to(ROOT / package)
     script = scripts / "train.sh"
     line = "#SBATCH --signal=SIGUSR1@120\n"
     text = script.read_text()
