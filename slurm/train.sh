@@ -39,25 +39,23 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 
 # A handler that does nothing, so that this shell outlives the signals that tell the processes to save.
 trap : TERM USR1
+: >"$logs/srun.log"
 srun --ntasks-per-node="$tasks" --kill-on-bad-exit=1 --open-mode=append --output="$logs/rank-%t.log" \
     "$python" -u -m babble.train "$@" 2> >(tee -a "$logs/srun.log" >&2)
 code=$?
 trap - TERM USR1
 
-case $code in
-0 | 130)
-    tail -n 3 "$logs/rank-0.log"
-    exit $code
-    ;;
-138 | 143)
-    # 128 + the signal's number: saved and stopped when asked, or not begun yet.
-    tail -n 3 "$logs/rank-0.log"
-    is_running && requeue
-    exit $code
-    ;;
-esac
-first=$(sed -n 's/.*task[s]* \([0-9]*\).*/\1/p' "$logs/srun.log" | head -n 1)
-echo "The first process to end was rank ${first:-0}, with exit code $code. The end of $logs/rank-${first:-0}.log:"
-tail -n 30 "$logs/rank-${first:-0}.log"
-echo "Mend the cause and submit the same again: it goes on from the last checkpoint, if --name was given."
+# 128 + a signal's number: saved and stopped when asked, or not begun yet. But where one process fails, srun ends the others
+# by SIGTERM too, and its own code is the highest of all: so the first one that ended otherwise is looked for.
+first=$(grep ' task' "$logs/srun.log" | grep -v -e 'exit code 1\(30\|38\|43\)' -e Terminated -e 'User defined signal 1' |
+    sed -n 's/.* task[s]* \([0-9]*\).*: \(.*\)/\1 \2/p' | head -n 1)
+if [ -n "$first" ]; then
+    rank=${first%% *}
+    echo "The first process to end was rank $rank: ${first#* }. The end of $logs/rank-$rank.log:"
+    tail -n 30 "$logs/rank-$rank.log"
+    echo "Mend the cause and submit the same again: it goes on from the last checkpoint, if --name was given."
+    exit "$code"
+fi
+tail -n 3 "$logs/rank-0.log"
+if ((code == 138 || code == 143)) && is_running; then requeue; fi
 exit $code

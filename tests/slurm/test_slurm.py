@@ -151,11 +151,12 @@ def test_a_cancelled_training_is_not_requeued_but_kept(slurm: Slurm, speech_shar
 
 
 def test_a_lost_node_costs_only_time(slurm: Slurm, speech_shards: Path, undisturbed: Path) -> None:
-    job = _submit_training(slurm, speech_shards, "--nodelist=node1", "--exclude=node3")
+    other = slurm.submit("--nodelist=node3", "--exclusive", "--wrap=sleep 600")
+    slurm.wait(other, lambda: slurm.state(other) == "RUNNING")
+    job = _submit_training(slurm, speech_shards)
     run = slurm.folder / "runs/night"
     slurm.wait(job, lambda: len(_rows(run)) > 10)
-    # The job may use the third node from now on.
-    subprocess.run(["scontrol", "update", f"JobId={job}", "ExcNodeList="], check=True)
+    subprocess.run(["scancel", other], check=True)
     kill_node("node2")
     log = slurm.complete(job)
     assert "2 (node[1,3])" in log
