@@ -34,7 +34,7 @@ say_job() {
 
 # Whether Slurm still has this job as running: false once somebody has cancelled it or its time is over.
 is_running() {
-    scontrol show job "${SLURM_JOB_ID}" | grep -q 'JobState=RUNNING'
+    scontrol show job "$job" | grep -q 'JobState=RUNNING'
 }
 
 # Have Slurm start this job again, and wait for the end that it makes of this one.

@@ -19,7 +19,7 @@
 #SBATCH --open-mode=append
 
 # Slurm runs a copy of this file from its spool: it alone knows where the project lies.
-script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p')
+script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1)
 project=$(cd "$(dirname "$script")/.." && pwd)
 source "$project/slurm/common.sh" || exit 1
 
