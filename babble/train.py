@@ -383,6 +383,8 @@ def _fit(
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         # Lightning 2.6 asks torch an old question; gone when it asks the new one.
         warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+        # On a login node, or in a batch script, a training may well be meant to be one without srun.
+        warnings.filterwarnings("ignore", ".*srun. command is available.*")
         # Small epochs are meant; a row of figures comes every so many steps whatever the epochs.
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
         # Its other name is newer than the oldest torch that babble runs on.
