@@ -9,8 +9,8 @@
 3. The network babbles from several held-out seeds. What battery.py measures of it stands beside the same measures of
    held-out speech, other real speech, shuffled frames and a Markov chain; and a classifier tries to tell each of them
    from the held-out speech (discriminator.py).
-   This takes most of the time: more than 25 minutes of one core with what is the default; 1. and 2. take 40 seconds
-   for an hour of speech.
+   This takes most of the time: with what is the default, a quarter of an hour or more of one core; 1. and 2. take 40
+   seconds for an hour of speech.
 4. On request the 2017 training error: the last frame of windows of the training split. It says what the network
    remembers and is no result.
 """
