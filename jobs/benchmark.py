@@ -47,6 +47,7 @@ from jobs.measuring import (
     encode_bare,
     format_table,
     in_own_process,
+    join_speech,
     make_corpus,
     measure_command,
     per_second,
@@ -56,14 +57,17 @@ from jobs.measuring import (
     train_bare,
     watch_for_sigterm,
 )
-from jobs.scaling import format_plan, measure_ranks, measure_rates, measure_stopping, measure_streaming
+from jobs.scaling import format_plan, measure_nodes, measure_ranks, measure_rates, measure_stopping, measure_streaming
 
 # Imported where it is used: torch and the codec would count as CPU time of the bare floors.
 if TYPE_CHECKING:
     from babble.model import Babbler
 
 COMMAND = "python -m jobs.benchmark"
-PARTS = ("preprocess", "data", "training", "generation", "evaluation", "ranks", "stopping", "streaming", "plan")
+PARTS = (
+    *("preprocess", "data", "training", "generation", "evaluation"),
+    *("nodes", "ranks", "stopping", "streaming", "plan"),
+)
 # Whose network the figures "by itself" are of.
 DEFAULT_RECIPE = ROOT / "configs" / "babble-cpu.yaml"
 # What both the job and the bare floor read; M4B and AAC take another library.
@@ -82,8 +86,8 @@ class BenchmarkConfig:
     """Measure how fast babble is, each figure beside its floor.
 
     Attributes:
-        only: The parts to measure: preprocess, data, training, generation, evaluation, ranks, stopping, streaming,
-            plan.
+        only: The parts to measure: preprocess, data, training, generation, evaluation, nodes, ranks, stopping,
+            streaming, plan.
         sources: Recordings to preprocess (MP3, FLAC, WAV, OGG), or folders of them; without, the project's own
             tests/speech is joined in several orders and written as MP3.
         json: A file for every value of every figure.
@@ -167,26 +171,6 @@ def find_recordings(sources: Sequence[Path]) -> list[Path]:
     paths = [source.path.resolve() for source in found if not source.member and source.suffix in SOUNDFILE_SUFFIXES]
     if not paths:
         raise ValueError(f"--sources: no {', '.join(SOUNDFILE_SUFFIXES)} there (files and folders, no zips).")
-    return paths
-
-
-def join_speech(folder: Path, hours: float) -> list[Path]:
-    """Return MP3s made of tests/speech, so many hours: all of it a file, each in another order.
-
-    In another order, as the job refuses the same recording twice.
-    """
-    import soundfile
-
-    clips = [soundfile.read(path, dtype="int16") for path in sorted(SPEECH.glob("*.ogg"))]
-    rate, left = clips[0][1], round(hours * 3600 * clips[0][1])
-    paths: list[Path] = []
-    for order in itertools.permutations(range(len(clips))):
-        pcm = np.concatenate([clips[n][0] for n in order])[:left]
-        paths.append(folder / f"speech-{len(paths):03d}.mp3")
-        soundfile.write(paths[-1], pcm, rate)
-        left -= len(pcm)
-        if left < rate:
-            break
     return paths
 
 
@@ -553,6 +537,7 @@ def measure(config: BenchmarkConfig) -> list[Figure]:
     """Return every figure that is asked for, in order of the parts."""
     parts: tuple[Callable[[BenchmarkConfig, Path], list[Figure]], ...] = (
         *(measure_preprocess, measure_data, measure_training, measure_generation, measure_evaluation),
+        lambda config, folder: measure_nodes(folder, config.pairs or 3, config.speech_hours),
         lambda config, folder: measure_ranks(folder, config.turns, config.rank_steps),
         lambda config, folder: measure_stopping(folder, config.turns),
         lambda config, folder: measure_streaming(folder, config.streamed_hours),

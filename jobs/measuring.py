@@ -351,6 +351,26 @@ def encode_bare(paths: Sequence[Path | str]) -> Iterator[bytes]:
         yield b"".join(packets)
 
 
+def join_speech(folder: Path, hours: float) -> list[Path]:
+    """Return MP3s made of tests/speech, so many hours: all of it a file, each in another order.
+
+    In another order, as the job refuses the same recording twice.
+    """
+    import soundfile
+
+    clips = [soundfile.read(path, dtype="int16") for path in sorted(SPEECH.glob("*.ogg"))]
+    rate, left = clips[0][1], round(hours * 3600 * clips[0][1])
+    paths: list[Path] = []
+    for order in itertools.permutations(range(len(clips))):
+        pcm = np.concatenate([clips[n][0] for n in order])[:left]
+        paths.append(folder / f"speech-{len(paths):03d}.mp3")
+        soundfile.write(paths[-1], pcm, rate)
+        left -= len(pcm)
+        if left < rate:
+            break
+    return paths
+
+
 def make_corpus(folder: Path, hours: float, held_out_hours: float = 40 / 3600) -> Path:
     """Return a folder of shards: tests/speech again and again for training, so much of it for validation."""
     from babble.frames import unpack_packets

@@ -1,17 +1,23 @@
 """How babble scales: the parts of the benchmark about several processes, stopping, and corpora larger than memory."""
 
+import contextlib
 import csv
 import itertools
 import math
 import os
+import re
+import secrets
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from babble.commands import CommandError
 from jobs.measuring import (
     MODE,
     ROOT,
@@ -19,6 +25,7 @@ from jobs.measuring import (
     Figure,
     encode_bare,
     in_own_process,
+    join_speech,
     make_corpus,
     per_second,
     say,
@@ -30,13 +37,28 @@ from jobs.measuring import (
 SHAPE = {"model.num_layers": 2, "model.units": 320, "model.skips": "true", "data.reading": "streams"}
 SIZES = {"data.window_frames": 64, "data.batch_size": 16}
 QUIET = {"wandb.mode": "off", "listening.every_epochs": 0, "compute.accelerator": "cpu", "compute.threads": 1}
-FIRST_STEP_FLOOR = "import babble.train"
+# As in slurm/preprocess.sh: who does not know the token is kept out.
+RAY_ENVIRONMENT = {
+    **os.environ,
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# A training that writes down how long its imports took, in the process that then trains.
+TRAINING_WITH_CLOCK = """
+import sys, time
+start = time.perf_counter()
+import babble.train
+with open(sys.argv.pop(1), "w") as file:
+    print(time.perf_counter() - start, file=file)
+babble.train.main()
+"""
 
 
-def _command(corpus: Path, folder: Path, name: str, **settings: object) -> list[str]:
+def _settings(corpus: Path, folder: Path, name: str, **settings: object) -> list[str]:
     words = {**SHAPE, **SIZES, **QUIET, "data.shards": corpus, "runs": folder, "name": name, **settings}
-    flags = itertools.chain.from_iterable((f"--{key}", str(value)) for key, value in words.items())
-    return [sys.executable, "-m", "babble.train", *flags]
+    return list(itertools.chain.from_iterable((f"--{key}", str(value)) for key, value in words.items()))
 
 
 def _speed(run: Path) -> float:
@@ -66,7 +88,7 @@ def measure_ranks(folder: Path, turns: int, steps: int) -> list[Figure]:
             name = f"of-{processes}-turn-{turn}"
             settings = {"compute.devices": processes, "stop.steps": steps, "log_every_steps": max(1, steps // 12)}
             taskset = ["taskset", "--cpu-list", ",".join(map(str, cores[:processes]))]
-            command = [*taskset, *_command(corpus, folder, name, **settings)]
+            command = [*taskset, sys.executable, "-m", "babble.train", *_settings(corpus, folder, name, **settings)]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
             speeds[processes] = _speed(folder / name)
         pairs.append((speeds[2], 2 * speeds[1]))
@@ -75,10 +97,78 @@ def measure_ranks(folder: Path, turns: int, steps: int) -> list[Figure]:
     return [Figure("two processes beside twice one", "frames/s", ours, floors, at_least=0.85, note=note)]
 
 
+@contextlib.contextmanager
+def _ray_nodes(cores: Sequence[int]) -> Iterator[str]:
+    """Run a Ray cluster of so many nodes, each of one CPU and kept to a core of its own; yield its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--num-gpus=0"]
+    start += ["--object-store-memory=200000000", f"--node-ip-address={address.split(':')[0]}"]
+    head = ["--head", f"--port={address.split(':')[1]}", "--include-dashboard=false"]
+    with contextlib.ExitStack() as nodes:
+        for number, core in enumerate(cores):
+            words = [*start, *(head if number == 0 else [f"--address={address}"])]
+            node = subprocess.Popen(
+                ["taskset", "--cpu-list", str(core), *words],
+                env=RAY_ENVIRONMENT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            # Last in, first out: it is told to end, then waited for.
+            nodes.callback(node.wait)
+            nodes.callback(node.terminate)
+            while number == 0 and not _answers(address):
+                if node.poll() is not None:
+                    raise CommandError(f"Ray's head ended by itself, with code {node.returncode}.")
+                time.sleep(0.1)
+        yield address
+
+
+def _answers(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as asking:
+        return asking.connect_ex((host, int(port))) == 0
+
+
+def measure_nodes(folder: Path, pairs: int, hours: float) -> list[Figure]:
+    """Return how fast two Ray nodes of one core each preprocess, beside twice one such node.
+
+    The job itself runs on the first node's core.
+
+    Args:
+        folder: an empty one to work in.
+        pairs: how often both are measured.
+        hours: how much of tests/speech is preprocessed.
+    """
+    say("nodes")
+    recordings = join_speech(folder, hours)
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise CommandError("two Ray nodes need two cores.")
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for pair in range(pairs):
+        for count in (1, 2) if pair % 2 else (2, 1):
+            out = folder / f"{count}-nodes-{pair}"
+            with _ray_nodes(cores[:count]) as address:
+                command = [sys.executable, "-m", "jobs.preprocess", "--address", address, "--nodes", str(count)]
+                command += ["--sources", *map(str, recordings), "--out", str(out)]
+                command = ["taskset", "--cpu-list", str(cores[0]), *command]
+                subprocess.run(command, cwd=ROOT, env=RAY_ENVIRONMENT, check=True, stdout=subprocess.DEVNULL)
+            speed = re.search(r"([0-9]+) x real time", (out / "report.txt").read_text())
+            assert speed is not None
+            rates[count].append(float(speed[1]))
+    twice = tuple(2 * rate for rate in rates[1])
+    note = f"{hours:g} h of tests/speech, each node pinned to its core; by the job's clock, without Ray's start"
+    return [
+        Figure("two Ray nodes beside twice one", "x real time", tuple(rates[2]), twice, at_least=0.9, note=note),
+    ]
+
+
 def measure_stopping(folder: Path, turns: int) -> list[Figure]:
     """Return the seconds from SIGUSR1 to a finished checkpoint, and from a resumed start to its first step.
 
-    The second stands beside what importing takes alone, and may be 30 s more.
+    The second leaves out what its imports took, in that same process.
 
     Args:
         folder: an empty one to work in.
@@ -86,34 +176,38 @@ def measure_stopping(folder: Path, turns: int) -> list[Figure]:
     """
     say("stopping")
     corpus = make_corpus(folder, hours=0.5)
-    command = _command(corpus, folder, "stopped", **{"stop.steps": 10**6, "log_every_steps": 1})
-    run, saves, starts, floors = folder / "stopped", [], [], []
+    words = _settings(corpus, folder, "stopped", **{"stop.steps": 10**6, "log_every_steps": 1})
+    run, clock = folder / "stopped", folder / "imports"
+    metrics, last = run / "metrics.csv", run / "checkpoints" / "last.ckpt"
+    command = [sys.executable, "-c", TRAINING_WITH_CLOCK, str(clock), *words]
+    saves, starts, imports = [], [], []
     for _ in range(turns):
-        floor = time.perf_counter()
-        subprocess.run([sys.executable, "-c", FIRST_STEP_FLOOR], cwd=ROOT, check=True)
-        floors.append(time.perf_counter() - floor)
         start = time.perf_counter()
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            metrics, last = run / "metrics.csv", run / "checkpoints" / "last.ckpt"
-            before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-            steps = 0
+            changes = 0
             # A resumed start rewrites the file once before its first step adds a row.
-            while steps < 2 and process.poll() is None:
+            while changes < 2 and process.poll() is None:
                 time.sleep(0.01)
                 now = metrics.stat().st_mtime_ns if metrics.exists() else 0
-                steps, before = steps + (now != before), now
-            starts.append(time.perf_counter() - start)
+                changes, before = changes + (now != before), now
+            imports.append(float(clock.read_text()))
+            starts.append(time.perf_counter() - start - imports[-1])
             time.sleep(1)
             asked = time.time()
             process.send_signal(signal.SIGUSR1)
-            process.wait()
+        if process.returncode != 128 + signal.SIGUSR1:
+            raise CommandError(f"a training that was to be stopped ended by itself, with code {process.returncode}.")
         saves.append(last.stat().st_mtime - asked)
-    note = "2x320, one process"
-    fresh = tuple(start - floor for start, floor in zip(starts, floors, strict=True))
+    note = f"2x320, one process, {turns} starts of which {turns - 1} resumed"
     return [
         Figure("SIGUSR1 to a finished checkpoint", "s", tuple(saves), at_most=5, note=note),
         Figure(
-            "start to first step, imports apart", "s", fresh, at_most=30, note=f"{note}; imports {min(floors):.1f} s"
+            "start to first step, imports apart",
+            "s",
+            tuple(starts),
+            at_most=30,
+            note=f"{note}; imports {min(imports):.1f} to {max(imports):.1f} s more",
         ),
     ]
 

@@ -55,6 +55,7 @@ from jobs.scaling import (
     TRAINING,
     WEIGHTS,
     format_plan,
+    measure_nodes,
     measure_ranks,
     measure_rates,
     measure_stopping,
@@ -326,6 +327,13 @@ def test_evaluation_is_measured_as_a_whole_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_nodes_are_measured_beside_one(tmp_path: Path) -> None:
+    (figure,) = measure_nodes(tmp_path, pairs=1, hours=0.1)
+    assert figure.values[0] > 0
+    assert figure.floors[0] > 0
+
+
+@pytest.mark.slow
 def test_two_processes_are_measured_beside_one(tmp_path: Path) -> None:
     (figure,) = measure_ranks(tmp_path, turns=1, steps=6)
     assert figure.values[0] > 0
@@ -334,7 +342,8 @@ def test_two_processes_are_measured_beside_one(tmp_path: Path) -> None:
 
 def test_stopping_and_going_on_are_measured(tmp_path: Path) -> None:
     saving, starting = measure_stopping(tmp_path, turns=2)
-    assert all(0 < seconds < 60 for seconds in (*saving.values, *starting.values))
+    for figure in (saving, starting):
+        assert all(0 < seconds < 60 for seconds in figure.values), figure
 
 
 def test_reading_from_shards_is_measured(tmp_path: Path) -> None:

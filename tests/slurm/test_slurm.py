@@ -192,22 +192,48 @@ def test_what_is_missing_is_said_at_once(slurm: Slurm, speech_shards: Path) -> N
     assert "8 GPUs but 1 processes a node: give sbatch --gpus-per-node=8 --ntasks-per-node=8" in slurm.log(job)
 
 
+SOURCES = [ROOT / f"tests/speech/allison-0{number}.ogg" for number in (1, 2, 3, 4)]
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.txt"}
+
+
 def test_shards_are_the_same_from_one_node_two_nodes_and_an_array(slurm: Slurm) -> None:
-    sources = [ROOT / f"tests/speech/allison-0{number}.ogg" for number in (1, 2, 3, 4)]
-    words = ("--sources", *sources, "--piece_seconds", 20, "--out")
+    words = ("--sources", *SOURCES, "--piece_seconds", 20, "--out")
     folders = {name: slurm.folder / name for name in ("one", "two", "array")}
     flags = {"one": (), "two": ("--nodes=2",), "array": ("--array=0-2",)}
     for name, folder in folders.items():
         job = slurm.submit("--cpus-per-task=1", *flags[name], PREPROCESS, *words, folder)
         for part in [f"{job}_{share}" for share in range(3)] if name == "array" else [job]:
             slurm.complete(part)
-    contents = {
-        name: {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.txt"}
-        for name, folder in folders.items()
-    }
+    contents = {name: _bytes(folder) for name, folder in folders.items()}
     assert len(contents["one"]) > 3
     assert contents["two"] == contents["one"]
     assert contents["array"] == contents["one"]
+
+
+def test_a_node_lost_while_preprocessing_costs_only_time(slurm: Slurm) -> None:
+    # The same recordings in several lengths, so that there is time to lose a node while some are done and others not.
+    book = slurm.folder / "book"
+    book.mkdir()
+    for repeats in range(4, 12):
+        names = [str(path) for path in SOURCES for _ in range(repeats)]
+        subprocess.run(["sox", *names, str(book / f"part-{repeats:02d}.flac")], check=True)
+    words = ("--sources", book, "--out")
+    command = [sys.executable, "-m", "jobs.preprocess", *map(str, words), str(slurm.folder / "one")]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+
+    other = slurm.submit("--nodelist=node3", "--exclusive", "--wrap=sleep 600")
+    slurm.wait(other, lambda: slurm.state(other) == "RUNNING")
+    job = slurm.submit("--cpus-per-task=1", "--nodes=2", PREPROCESS, *words, slurm.folder / "two")
+    slurm.wait(job, lambda: len(list((slurm.folder / "two").glob(".partial/*/*/facts.json"))) >= 2)
+    subprocess.run(["scancel", other], check=True)
+    kill_node("node2")
+    log = slurm.complete(job)
+    assert "2 (node[1,3])" in log
+    assert "were done before" in log
+    assert _bytes(slurm.folder / "two") == _bytes(slurm.folder / "one")
 
 
 def test_a_pipeline(slurm: Slurm) -> None:
