@@ -1,11 +1,15 @@
 """Shards -> what Lightning feeds training and validation with.
 
-1. A split's recordings are read whole into memory as levels, a byte or two a field: 16 hours are 23 MB. Or nothing is
-   held, and the training split is read as it is needed (streaming.py).
+1. A split's recordings are read whole into memory as levels, two bytes a field: 16 hours are 46 MB. Or that memory is
+   a file beside the shards, which all processes of a machine share. Or nothing is held, and the training split is read
+   as it is needed (streaming.py).
 2. Windows or streams of them are dealt to the ranks (loaders.py).
 3. Validation gets whole held-out recordings.
 """
 
+import hashlib
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from babble.frames import Mode
 from babble.loaders import DataConfig, Held, Loader, StreamLoader, WindowLoader, count_pieces, window_starts
-from babble.shards import Manifest, Stretch, read_manifest, read_recordings
+from babble.shards import MANIFEST, Manifest, Stretch, read_manifest, read_recordings, write_bytes
 from babble.streaming import ShardStreams, ShardWindowLoader, find_spans, sample_recordings
 
 
@@ -37,6 +41,7 @@ class SpeechData(pl.LightningDataModule):
         self.random_seed = random_seed
         self.folder, self.manifest = open_shards(config.shards)
         self.spans = find_spans(self.manifest, "train") if config.holding == "shards" else []
+        self._frames = np.empty((0, self.mode.num_fields), np.int16)
         self.train_recordings: list[Stretch] = []
         self.validation_recordings: list[Stretch] = []
         self._loader: Loader | None = None
@@ -54,7 +59,8 @@ class SpeechData(pl.LightningDataModule):
         if self.spans:
             self.train_recordings = sample_recordings(self.folder, self.manifest, "train")
         else:
-            self.train_recordings = read_recordings(self.folder, self.manifest, "train")
+            read = map_split if self.config.holding == "mapped" else read_split
+            self._frames, self.train_recordings = read(self.folder, self.manifest, "train")
         self.validation_recordings = read_recordings(self.folder, self.manifest, "validation")
         if not any(len(recording.frames) > 1 for recording in self.validation_recordings):
             raise ValueError(
@@ -108,10 +114,9 @@ class SpeechData(pl.LightningDataModule):
             if self.config.reading == "streams":
                 return StreamLoader(ShardStreams(paths, self.spans, self.mode), self._lengths(), *order)
             return ShardWindowLoader(paths, self.spans, self.mode, *order)
-        frames = np.concatenate([recording.frames for recording in self.train_recordings])
         if self.config.reading == "streams":
-            return StreamLoader(Held(frames), self._lengths(), *order)
-        return WindowLoader(frames, self._lengths(), *order)
+            return StreamLoader(Held(self._frames), self._lengths(), *order)
+        return WindowLoader(self._frames, self._lengths(), *order)
 
     def count_batches(self, ranks: int) -> int:
         """Return how many batches an epoch has on each of so many processes."""
@@ -150,3 +155,45 @@ def open_shards(folder: Path | None) -> tuple[Path, Manifest]:
     if folder is None:
         raise ValueError("data.shards is not set: name the folder that python -m jobs.preprocess wrote.")
     return folder, read_manifest(folder)
+
+
+def read_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Stretch]]:
+    """Return a split's levels end to end, int16 (N, F), and its recordings: views of them.
+
+    Raises:
+        ValueError: as `read_recordings`.
+    """
+    recordings = read_recordings(folder, manifest, split)
+    frames = np.concatenate(
+        [np.empty((0, manifest.mode.num_fields), np.int16), *(recording.frames for recording in recordings)],
+        dtype=np.int16,
+        casting="unsafe",
+    )
+    ends = np.cumsum([len(recording.frames) for recording in recordings])
+    return frames, [
+        replace(r, frames=frames[end - len(r.frames) : end]) for r, end in zip(recordings, ends, strict=True)
+    ]
+
+
+def map_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Stretch]]:
+    """Return the same, of a file beside the shards that is in memory once, however many processes read it.
+
+    Whoever comes first writes it, two bytes a field; it belongs to this manifest alone and may be deleted at any time.
+
+    Raises:
+        ValueError: as `read_recordings`.
+        OSError: the file can't be written: the folder is another's, or the disk is full.
+    """
+    of = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
+    path = folder / f".{split}-{of}.npy"
+    if not path.is_file():
+        unpacked = io.BytesIO()
+        np.save(unpacked, read_split(folder, manifest, split)[0])
+        write_bytes(path, unpacked.getvalue())
+    frames = np.load(path, mmap_mode="r")
+    facts = [recording for recording in manifest.recordings if recording["split"] == split]
+    ends = np.cumsum([recording["frames"] for recording in facts])
+    return frames, [
+        Stretch(fact["name"], fact["first_frame"], frames[end - fact["frames"] : end])
+        for fact, end in zip(facts, ends, strict=True)
+    ]

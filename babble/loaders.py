@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 READINGS = ("windows", "streams")
-HOLDINGS = ("memory", "shards")
+HOLDINGS = ("memory", "mapped", "shards")
 # Shards whose windows are shuffled together where they are read as they are needed: some hours of speech.
 SHUFFLE_SHARDS = 8
 # Windows overlap as in 2017: ten of them share a frame.
@@ -40,8 +40,9 @@ class DataConfig:
         batch_size: windows, or streams side by side, a step, on each process.
         windows_per_epoch: windows or pieces in an epoch, over all processes; None for one pass over all of them.
             Epochs take up the order where the last one stopped, so a small epoch leaves nothing out.
-        holding: "memory", every process holds the training split, 23 MB for 16 hours; or "shards", it is read from
-            the shards as it is needed, for corpora of thousands of hours.
+        holding: "memory", every process holds the training split, 46 MB for 16 hours; "mapped", all processes of a
+            machine share it, unpacked into a file beside the shards; or "shards", it is read from the shards as it is
+            needed, for corpora of thousands of hours.
         shuffle_shards: so many shards' windows are shuffled together; None for 8. Only for windows from shards.
     """
 
@@ -179,7 +180,7 @@ class Held:
     """
 
     def __init__(self, frames: np.ndarray) -> None:
-        self.frames = frames.astype(np.int16)
+        self.frames = frames.astype(np.int16, copy=False)
 
     def read(self, starts_B: np.ndarray, num_frames: int) -> np.ndarray:
         """Return num_frames frames from each start on, (B, num_frames, F)."""

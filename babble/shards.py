@@ -20,7 +20,6 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +205,8 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(get_mode(value["mode"]), value["settings"], value["recordings"], shards, value["failures"])
 
 
-def read_stretches(paths: list[Path], mode: Mode, first_entry: int = 0) -> Iterator[Stretch]:
-    """Yield the stretches of tars in their order, of each tar from one of its entries on.
+def read_stretches(paths: list[Path], mode: Mode) -> Iterator[Stretch]:
+    """Yield the stretches of tars in their order.
 
     Raises:
         ValueError: an entry of another mode, damaged, or whose frames are not those its JSON tells of.
@@ -219,11 +218,45 @@ def read_stretches(paths: list[Path], mode: Mode, first_entry: int = 0) -> Itera
     for path in paths:
         with path.open("rb") as file:
             try:
-                entries = group_by_keys(tar_file_expander([{"url": str(path), "stream": file}]))
-                for entry in islice(entries, first_entry, None):
+                for entry in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
                     yield _read_entry(entry, mode, f"{path}: {entry['__key__']}")
             except tarfile.TarError as error:
-                raise ValueError(f"{path} is damaged: {error.args[0]}. Copy it again or preprocess again.") from None
+                raise _damaged(path, error) from None
+
+
+def index_entries(path: Path) -> np.ndarray:
+    """Return where a tar's entries lie, int64 (entries, 4): first byte and length of the .c2, then of the .json.
+
+    With it `read_entries` begins anywhere; WebDataset reads a tar from its first byte on.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+    except tarfile.TarError as error:
+        raise _damaged(path, error) from None
+    keys = dict.fromkeys(name.partition(".")[0] for name in members)
+    try:
+        places = [(*members[f"{key}.c2"], *members[f"{key}.json"]) for key in keys]
+    except KeyError as missing:
+        raise ValueError(f"{path} lacks {missing}: the shard is damaged.") from None
+    return np.array(places, np.int64).reshape(-1, 4)
+
+
+def read_entries(path: Path, places: np.ndarray, mode: Mode) -> Iterator[Stretch]:
+    """Yield a tar's entries that lie at these places, a part of what `index_entries` returned; raises as it."""
+    with path.open("rb") as file:
+        for first, length, json_first, json_length in places.tolist():
+            file.seek(first)
+            entry = {"c2": file.read(length)}
+            file.seek(json_first)
+            yield _read_entry({**entry, "json": file.read(json_length)}, mode, f"{path}, byte {first}")
+
+
+def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
+    return ValueError(f"{path} is damaged: {error.args[0]}. Copy it again or preprocess again.")
 
 
 def _read_entry(entry: dict[str, Any], mode: Mode, where: str) -> Stretch:

@@ -19,7 +19,7 @@ import torch
 
 from babble.frames import Mode
 from babble.loaders import SHUFFLE_SHARDS, Batch, DataConfig, Loader, window_starts
-from babble.shards import STRETCH_FRAMES, Manifest, Stretch, read_stretches
+from babble.shards import STRETCH_FRAMES, Manifest, Stretch, index_entries, read_entries, read_stretches
 
 # A training split that is not held is known to the baselines by so many frames, 55 hours in the 40 ms modes.
 SAMPLE_FRAMES = 5_000_000
@@ -88,6 +88,8 @@ class ShardStreams:
         self.paths, self.spans, self.mode = paths, spans, mode
         self.firsts = np.cumsum([0] + [span.frames for span in spans[:-1]])
         self.rows: dict[int, _Row] = {}
+        # Where a shard's entries lie, once it was looked at: a shard has many recordings, each opened by itself.
+        self.entries: dict[int, np.ndarray] = {}
 
     def read(self, starts_B: np.ndarray, num_frames: int) -> np.ndarray:
         """Return num_frames frames from each start on, int16 (B, num_frames, F)."""
@@ -104,7 +106,10 @@ class ShardStreams:
     def _open(self, number: int, first: int) -> "_Row":
         span = self.spans[number]
         skipped = first // STRETCH_FRAMES
-        stretches = read_stretches([self.paths[span.shard]], self.mode, span.first_entry + skipped)
+        path = self.paths[span.shard]
+        if span.shard not in self.entries:
+            self.entries[span.shard] = index_entries(path)
+        stretches = read_entries(path, self.entries[span.shard][span.first_entry + skipped :], self.mode)
         return _Row(number, skipped * STRETCH_FRAMES, stretches, self.mode)
 
 

@@ -73,28 +73,41 @@ def _speed(run: Path) -> float:
 def measure_ranks(folder: Path, turns: int, steps: int) -> list[Figure]:
     """Return the frames a second of two processes on two cores, beside twice those of one process on one core.
 
+    Behind it those of two trainings that know nothing of each other: what the machine itself gives.
+
     Args:
         folder: an empty one to work in.
-        turns: how often both are measured.
+        turns: how often all are measured.
         steps: optimizer steps of each training.
     """
     say("ranks")
     corpus = make_corpus(folder, hours=2.0)
-    cores = sorted(os.sched_getaffinity(0))
-    pairs = []
+    cores = sorted(os.sched_getaffinity(0))[:2]
+
+    def start(name: str, *its_cores: int) -> subprocess.Popen[bytes]:
+        settings = {"compute.devices": len(its_cores), "stop.steps": steps, "log_every_steps": max(1, steps // 12)}
+        taskset = ["taskset", "--cpu-list", ",".join(map(str, its_cores))]
+        command = [*taskset, sys.executable, "-m", "babble.train", *_settings(corpus, folder, name, **settings)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def measure(turn: int, what: str) -> float:
+        shares = {"one": [cores[:1]], "together": [cores], "apart": [[core] for core in cores]}[what]
+        trainings = {f"{what}-{turn}-{number}": share for number, share in enumerate(shares)}
+        for process in [start(name, *share) for name, share in trainings.items()]:
+            if process.wait():
+                raise CommandError(f"a training that was to be measured ended with code {process.returncode}.")
+        return sum(_speed(folder / name) for name in trainings)
+
+    found: dict[str, list[float]] = {"one": [], "together": [], "apart": []}
     for turn in range(turns):
-        speeds = {}
-        for processes in (1, 2) if turn % 2 else (2, 1):
-            name = f"of-{processes}-turn-{turn}"
-            settings = {"compute.devices": processes, "stop.steps": steps, "log_every_steps": max(1, steps // 12)}
-            taskset = ["taskset", "--cpu-list", ",".join(map(str, cores[:processes]))]
-            command = [*taskset, sys.executable, "-m", "babble.train", *_settings(corpus, folder, name, **settings)]
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-            speeds[processes] = _speed(folder / name)
-        pairs.append((speeds[2], 2 * speeds[1]))
-    ours, floors = zip(*pairs, strict=True)
+        for what in list(found)[:: -1 if turn % 2 else 1]:
+            found[what].append(measure(turn, what))
+    twice = tuple(2 * speed for speed in found["one"])
     note = "2x320 with skips, 16 streams of 64 frames a process, one thread each; gloo"
-    return [Figure("two processes beside twice one", "frames/s", ours, floors, at_least=0.85, note=note)]
+    return [
+        Figure("two processes beside twice one", "frames/s", tuple(found["together"]), twice, at_least=0.85, note=note),
+        Figure("two trainings apart beside twice one", "frames/s", tuple(found["apart"]), twice),
+    ]
 
 
 @contextlib.contextmanager

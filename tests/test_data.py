@@ -1,12 +1,13 @@
 """Windows: where they start, in which order, who reads them, and going on in the middle."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from babble.data import SpeechData
+from babble.data import SpeechData, map_split
 from babble.loaders import DataConfig, Held, StreamLoader, WindowLoader, window_starts
 from babble.shards import read_manifest, read_recordings
 
@@ -157,3 +158,31 @@ def test_missing_and_foreign_shards_are_refused(tmp_path: Path):
     (tmp_path / "manifest.json").write_text('{"name": "somebody else\'s"}')
     with pytest.raises(ValueError, match="not a manifest of babble"):
         SpeechData(DataConfig(shards=tmp_path), 0)
+
+
+def test_mapped_and_held_in_memory_are_the_same(speech_shards: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(speech_shards, shards)
+    made = {}
+    for holding in ("memory", "mapped", "mapped"):
+        data = SpeechData(DataConfig(shards, window_frames=50, holding=holding), random_seed=0)
+        data.setup()
+        frames = [recording.frames for recording in data.train_recordings]
+        made[holding] = (data, frames, [batch.frames for batch in data.train_dataloader()])
+        assert [recording.recording for recording in data.train_recordings] == ["allison-01", "allison-02"]
+    (_, memory, batches), (data, mapped, others) = made["memory"], made["mapped"]
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(memory, mapped, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(batches, others, strict=True))
+    # One file, which both of the readings that map it share.
+    assert len(list(shards.glob(".train-*.npy"))) == 1
+    assert isinstance(data._frames, np.memmap)
+
+
+def test_a_mapped_file_belongs_to_one_manifest(speech_shards: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(speech_shards, shards)
+    manifest = read_manifest(shards)
+    map_split(shards, manifest, "train")
+    (shards / "manifest.json").write_text((shards / "manifest.json").read_text() + "\n")
+    map_split(shards, manifest, "train")
+    assert len(list(shards.glob(".train-*.npy"))) == 2

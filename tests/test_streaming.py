@@ -148,5 +148,5 @@ def test_what_is_told_of_a_split_that_is_not_held(folder: Path):
     assert "recordings and parts of them, read as they are needed" in data.describe()
     with pytest.raises(ValueError, match=r"data.shuffle_shards is only for"):
         DataConfig(shuffle_shards=3)
-    with pytest.raises(ValueError, match=r"data.holding='disk' is none of memory, shards"):
+    with pytest.raises(ValueError, match=r"data.holding='disk' is none of memory, mapped, shards"):
         DataConfig(holding="disk")
