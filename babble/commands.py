@@ -5,6 +5,7 @@ config's docstring. Here is what it lacks, and nothing else: lists after a flag 
 first word (`python -m babble.generate runs/NAME`), errors as a message instead of a traceback, Ctrl-C.
 """
 
+import argparse
 import json
 import signal
 import sys
@@ -101,6 +102,21 @@ def read_config(
     return config_class(**values)
 
 
+def build_config(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """Return the config that nested values describe, as a YAML file of them would.
+
+    Raises:
+        ValueError: a key that the config lacks, a value of another type, or one that the config itself refuses.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    try:
+        instantiated = parser.instantiate(parser.parse_object(values))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    return config_class(**{f.name: instantiated[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
+
+
 def config_to_dict(config: object) -> dict[str, Any]:
     """Return a config as plain nested values, ready for YAML, JSON or W&B: paths as text, tuples as lists."""
     return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
@@ -127,6 +143,18 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return the nested values of typed keys: {"model.units": 8} -> {"model": {"units": 8}}."""
+    values: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parts, last = key.split(".")
+        inner = values
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return values
 
 
 def run_command(

@@ -227,3 +227,8 @@ def model_from_checkpoint(checkpoint: dict[str, Any]) -> Babbler:
         raise ValueError(f"the checkpoint is not one that this babble trained: {error}") from None
     model.asleep = frozenset(checkpoint.get("asleep_layers", ()))
     return model.eval()
+
+
+def count_weights(config: ModelConfig, mode: Mode) -> int:
+    """Return how many weights a network of this shape has."""
+    return sum(parameter.numel() for parameter in Babbler(config, mode).parameters())

@@ -6,7 +6,8 @@ In: frames (T, F) of a mode, and the pcm they decode to. Out: matplotlib figures
 2. `plot_progression`: each field's value now against its value next, one row of panels for each source of frames (the
    progression plots of 2017).
 3. `plot_evaluation`: what evaluate found: costs by field beside baselines, and babble beside real speech.
-4. `save_figure`: a PNG, whole or not at all, the same bytes for the same figure.
+4. `plot_sweep`: a sweep's trials, held-out figure against weights and against time.
+5. `save_figure`: a PNG, whole or not at all, the same bytes for the same figure.
 
 A time axis never has more columns than the picture has pixels, so ten minutes cost little more than ten seconds. Only
 matplotlib's object interface is used, never pyplot, and no formulas: no state is shared, so callbacks may draw, and
@@ -14,6 +15,7 @@ threads, each its own figures.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +243,39 @@ def plot_evaluation(figures: dict[str, Any]) -> Figure:
         _draw_accuracies(figure.add_subplot(grid[1, 1]), figures["speech"]["classifier"])
     _write_note(figure, f"Mode {figures['mode']}, {figures['hours']:.2f} hours of held-out speech.")
     return figure
+
+
+def plot_sweep(trials: Sequence[Mapping[str, Any]], figure: str, colour_by: str) -> Figure:
+    """Draw the best held-out figure of a sweep's trials against their weights, and against what they took.
+
+    Args:
+        trials: rows of trials.csv that have a "best"; "weights", "seconds" and "state" too.
+        figure: the held-out figure's name.
+        colour_by: the column whose values get colours.
+    """
+    drawing = Figure(figsize=(WIDTH_INCHES, 6.0), dpi=DPI)
+    FigureCanvasAgg(drawing)
+    values = list(dict.fromkeys(str(trial[colour_by]) for trial in trials))
+    colours = dict(zip(values, colormaps["viridis"](np.linspace(0.0, 0.85, len(values))), strict=True))
+    panels = drawing.subplots(1, 2, sharey=True)
+    for axes, column, per, name in zip(
+        panels, ("weights", "seconds"), (1.0, 60.0), ("weights", "minutes of training"), strict=True
+    ):
+        for value in values:
+            mine = [trial for trial in trials if str(trial[colour_by]) == value]
+            for is_whole, mark in ((True, "o"), (False, "x")):
+                chosen = [trial for trial in mine if (trial["state"] == "finished") == is_whole]
+                x = [float(trial[column]) / per for trial in chosen]
+                y = [float(trial["best"]) for trial in chosen]
+                label = f"{colour_by} {value}" + ("" if is_whole else ", not to its end")
+                axes.scatter(x, y, color=colours[value], marker=mark, label=label if chosen else None)
+        axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"{figure}, held out, best of each trial")
+    panels[1].legend(fontsize="small")
+    drawing.tight_layout()
+    return drawing
 
 
 def save_figure(figure: Figure, path: Path) -> None:

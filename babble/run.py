@@ -112,12 +112,7 @@ class RunFolder:
             ValueError: the folder holds a run of other settings; each is named with both values.
         """
         if self.config.is_file():
-            old, new = flatten(self.read_config()), flatten(settings)
-            changed = [
-                f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
-                for key in sorted(old.keys() | new.keys())
-                if old.get(key) != new.get(key)
-            ]
+            changed = changed_settings(self.read_config(), settings)
             if changed:
                 raise ValueError(
                     f"{self.path} is a run of other settings, so it is not continued:\n" + "\n".join(changed) + "\n"
@@ -148,6 +143,16 @@ class RunFolder:
         path = self.path / "environment.json"
         starts = json.loads(path.read_text()) if path.is_file() else []
         write_json(path, [*starts, environment()])
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a line for each setting that a run had otherwise, by key with both values."""
+    old, new = flatten(before), flatten(now)
+    return [
+        f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def environment() -> dict[str, Any]:

@@ -57,7 +57,15 @@ from jobs.measuring import (
     train_bare,
     watch_for_sigterm,
 )
-from jobs.scaling import format_plan, measure_nodes, measure_ranks, measure_rates, measure_stopping, measure_streaming
+from jobs.scaling import (
+    format_plan,
+    measure_nodes,
+    measure_ranks,
+    measure_rates,
+    measure_stopping,
+    measure_streaming,
+    measure_sweep,
+)
 
 # Imported where it is used: torch and the codec would count as CPU time of the bare floors.
 if TYPE_CHECKING:
@@ -66,7 +74,7 @@ if TYPE_CHECKING:
 COMMAND = "python -m jobs.benchmark"
 PARTS = (
     *("preprocess", "data", "training", "generation", "evaluation"),
-    *("nodes", "ranks", "stopping", "streaming", "plan"),
+    *("nodes", "ranks", "stopping", "sweep", "streaming", "plan"),
 )
 # Whose network the figures "by itself" are of.
 DEFAULT_RECIPE = ROOT / "configs" / "babble-cpu.yaml"
@@ -87,7 +95,7 @@ class BenchmarkConfig:
 
     Attributes:
         only: The parts to measure: preprocess, data, training, generation, evaluation, nodes, ranks, stopping,
-            streaming, plan.
+            sweep, streaming, plan.
         sources: Recordings to preprocess (MP3, FLAC, WAV, OGG), or folders of them; without, the project's own
             tests/speech is joined in several orders and written as MP3.
         json: A file for every value of every figure.
@@ -102,6 +110,8 @@ class BenchmarkConfig:
         seconds: What a whole `python -m babble.generate` makes.
         held_out_hours: How much speech `python -m babble.evaluate` hears.
         rank_steps: Training steps of each process where one and two are compared.
+        trials: Trainings of the sweep.
+        trial_steps: Steps of each of them.
         streamed_hours: How much speech is read from shards, made by repeating the training corpus.
         device_frames: For the plan, frames a second that one device trains on, where that was measured elsewhere, as on
             a GPU; by default one core's.
@@ -121,6 +131,8 @@ class BenchmarkConfig:
     seconds: float = 60.0
     held_out_hours: float = 1.0
     rank_steps: int = 120
+    trials: int = 8
+    trial_steps: int = 700
     streamed_hours: float = 500.0
     device_frames: float | None = None
 
@@ -128,7 +140,7 @@ class BenchmarkConfig:
         """Refuse what can't be measured."""
         if unknown := [part for part in self.only if part not in PARTS]:
             raise ValueError(f"--only {unknown[0]} is none of {', '.join(PARTS)}.")
-        for key in ("pairs", "turns", "units", "training_steps", "frames", "rank_steps"):
+        for key in ("pairs", "turns", "units", "training_steps", "frames", "rank_steps", "trials", "trial_steps"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"--{key} {value}: at least 1 is needed.")
@@ -540,6 +552,7 @@ def measure(config: BenchmarkConfig) -> list[Figure]:
         lambda config, folder: measure_nodes(folder, config.pairs or 3, config.speech_hours),
         lambda config, folder: measure_ranks(folder, config.turns, config.rank_steps),
         lambda config, folder: measure_stopping(folder, config.turns),
+        lambda config, folder: measure_sweep(folder, min(3, config.turns), config.trials, config.trial_steps),
         lambda config, folder: measure_streaming(folder, config.streamed_hours),
         lambda config, folder: measure_rates(folder),
     )

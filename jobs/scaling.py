@@ -3,10 +3,12 @@
 import contextlib
 import csv
 import itertools
+import json
 import math
 import os
 import re
 import secrets
+import shlex
 import signal
 import socket
 import statistics
@@ -223,6 +225,56 @@ def measure_stopping(folder: Path, turns: int) -> list[Figure]:
             note=f"{note}; imports {min(imports):.1f} to {max(imports):.1f} s more",
         ),
     ]
+
+
+def measure_sweep(folder: Path, turns: int, trials: int, steps: int) -> list[Figure]:
+    """Return how long a sweep of equal trials takes, beside the same trainings in two plain loops of a shell.
+
+    Two cores, a trial on each; Ray's start apart.
+
+    Args:
+        folder: an empty one to work in.
+        turns: how often both are measured.
+        trials: how many trainings.
+        steps: optimizer steps of each.
+    """
+    say("sweep")
+    corpus = make_corpus(folder, hours=1.0)
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
+    sizes = {"stop.steps": steps, "model.units": 160, "log_every_steps": 50, "compute.devices": 1}
+
+    def loops(turn: int) -> float:
+        def loop(first: int) -> str:
+            commands = [
+                shlex.join([sys.executable, "-m", "babble.train", *_settings(corpus, folder, name, **own)])
+                for number in range(first, trials, 2)
+                for name, own in [(f"alone-{turn}-{number}", sizes | {"random_seed": number})]
+            ]
+            return " && ".join(commands)
+
+        start = time.perf_counter()
+        words = ["taskset", "--cpu-list", cores, "bash", "-c", f"({loop(0)}) & ({loop(1)}); wait"]
+        subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    def tuned(turn: int) -> float:
+        words = _settings(corpus, folder, f"sweep-{turn}", **sizes)
+        words += ["--random_seeds", json.dumps(list(range(trials))), "--space", '{"model.units": {"choice": [160]}}']
+        command = ["taskset", "--cpu-list", cores, sys.executable, "-u", "-m", "babble.tune", *words]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as sweep:
+            assert sweep.stdout is not None
+            # Its first words come when Ray has started.
+            sweep.stdout.readline()
+            start = time.perf_counter()
+            sweep.stdout.read()
+        if sweep.returncode:
+            raise CommandError(f"a sweep that was to be measured ended with code {sweep.returncode}.")
+        return time.perf_counter() - start
+
+    pairs = [(tuned(turn), loops(turn)) if turn % 2 else (loops(turn), tuned(turn))[::-1] for turn in range(turns)]
+    ours, floors = zip(*pairs, strict=True)
+    note = f"{trials} trainings of {steps} steps, two at once, the answer written too"
+    return [Figure("a sweep beside two shell loops", "s", ours, floors, at_most=1.10, note=note)]
 
 
 def _repeat_corpus(corpus: Path, folder: Path, hours: float) -> Path:

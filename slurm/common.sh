@@ -44,3 +44,26 @@ requeue() {
     sleep 300
     die "Slurm has requeued job $job but not ended it."
 }
+
+# Start a Ray cluster over the allocation and set $address. Its head is this shell's node, the others join it; whoever does
+# not know the token is kept out. Slurm ends it with the job: `ray stop` would end other jobs' Ray too.
+start_ray() {
+    address=$(getent ahostsv4 "$(hostname)" | awk 'NR == 1 { print $1 }'):$((20000 + SLURM_JOB_ID % 10000))
+    RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+    local logs=logs/$SLURM_JOB_NAME-$job cores=${SLURM_CPUS_PER_TASK:-1} others=$((SLURM_JOB_NUM_NODES - 1))
+    mkdir -p "$logs" || die "can't make $logs in $PWD."
+    echo "logs     $PWD/$logs/ray-*.log"
+    local start=("$python" -m ray.scripts.scripts start --block --num-cpus="$cores"
+        --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-store-memory=1000000000)
+    "${start[@]}" --head --node-ip-address="${address%:*}" --port="${address#*:}" --include-dashboard=false \
+        >"$logs/ray-head.log" 2>&1 &
+    if ((others)); then
+        srun --nodes=$others --ntasks=$others --ntasks-per-node=1 --cpus-per-task="$cores" --exclude="$(hostname)" \
+            --output="$logs/ray-%N.log" "${start[@]}" --address="$address" &
+    fi
+    for _ in {1..120}; do
+        (: <"/dev/tcp/${address/://}") 2>/dev/null && break
+        sleep 0.5
+    done
+}

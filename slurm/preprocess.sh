@@ -35,22 +35,6 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
 fi
 ((nodes > 1)) || exec "$python" -u -m jobs.preprocess --workers "$cores" "$@"
 
-# The head of the Ray cluster is this shell's node, the others join it. Whoever does not know the token is kept out.
-address=$(getent ahostsv4 "$(hostname)" | awk 'NR == 1 { print $1 }'):$((20000 + SLURM_JOB_ID % 10000))
-RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
-logs=logs/$SLURM_JOB_NAME-$job
-mkdir -p "$logs" || die "can't make $logs in $PWD."
-echo "logs     $PWD/$logs/ray-*.log"
-ray_start=("$python" -m ray.scripts.scripts start --block --num-cpus="$cores" --num-gpus=0 --object-store-memory=1000000000)
-"${ray_start[@]}" --head --node-ip-address="${address%:*}" --port="${address#*:}" --include-dashboard=false \
-    >"$logs/ray-head.log" 2>&1 &
-srun --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) --ntasks-per-node=1 --cpus-per-task="$cores" --exclude="$(hostname)" \
-    --output="$logs/ray-%N.log" "${ray_start[@]}" --address="$address" &
-
-for _ in {1..120}; do
-    (: <"/dev/tcp/${address/://}") 2>/dev/null && break
-    sleep 0.5
-done
+start_ray
 "$python" -u -m jobs.preprocess --address "$address" --nodes "$nodes" "$@"
 # The code is the job's; Slurm ends what is left of Ray with this shell. `ray stop` would end other jobs' Ray too.

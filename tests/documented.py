@@ -23,6 +23,7 @@ SCRIPTS = {
     "slurm/preprocess.sh": "jobs.preprocess",
     "slurm/train.sh": "babble.train",
     "slurm/evaluate.sh": "babble.evaluate",
+    "slurm/tune.sh": "babble.tune",
 }
 
 

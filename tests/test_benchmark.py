@@ -60,6 +60,7 @@ from jobs.scaling import (
     measure_rates,
     measure_stopping,
     measure_streaming,
+    measure_sweep,
 )
 from preprocessing.audio import open_recording
 from preprocessing.encode import encode_recording
@@ -345,6 +346,13 @@ def test_stopping_and_going_on_are_measured(tmp_path: Path) -> None:
     saving, starting = measure_stopping(tmp_path, turns=2)
     for figure in (saving, starting):
         assert all(0 < seconds < 60 for seconds in figure.values), figure
+
+
+@pytest.mark.slow
+def test_a_sweep_is_measured_beside_two_loops(tmp_path: Path) -> None:
+    (figure,) = measure_sweep(tmp_path, turns=1, trials=2, steps=5)
+    assert figure.values[0] > 0
+    assert figure.floors[0] > 0
 
 
 def test_reading_from_shards_is_measured(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ BABBLE_ORDER = (
     *("model", "loaders", "streaming", "data"),
     *("unfreezing", "averaging", "module", "generate", "voice"),
     *("baselines", "discriminator", "evaluate", "listening", "checkpoints", "metrics", "report"),
+    *("space", "sweep", "trial"),
     *("train", "tune", "dashboard"),
 )
 
@@ -43,7 +44,7 @@ ACROSS_FOLDERS = (
 
 # A library, and the only ones that may import it: a folder stands for all its modules.
 ONLY_IN = {
-    "ray": ("jobs", "babble.tune"),
+    "ray": ("jobs", "babble.trial", "babble.tune"),
     "wandb": ("babble.listening", "babble.train", "babble.tune", "babble.dashboard", "jobs.preprocess"),
     "pytorch_lightning": tuple(
         f"babble.{name}"
@@ -60,7 +61,7 @@ ONLY_IN = {
 # These, and whatever of the house they import, do without torch.
 WITHOUT_TORCH = (
     *("babble.frames", "babble.commands", "babble.codec", "babble.shards", "babble.run", "babble.plots"),
-    *("babble.detectors", "babble.battery"),
+    *("babble.detectors", "babble.battery", "babble.space", "babble.sweep"),
     *("preprocessing", "jobs.preprocess"),
 )
 

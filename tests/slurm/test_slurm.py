@@ -17,12 +17,13 @@ from babble.loaders import DataConfig
 from babble.model import ModelConfig
 from babble.module import OptimConfig
 from babble.run import RunFolder
+from babble.sweep import SweepFolder
 from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig
 from babble.unfreezing import Stage
 
 pytestmark = pytest.mark.slurm
 
-TRAIN, PREPROCESS, PIPELINE = (ROOT / "slurm" / f"{name}.sh" for name in ("train", "preprocess", "pipeline"))
+TRAIN, PREPROCESS, PIPELINE, TUNE = (ROOT / f"slurm/{name}.sh" for name in ("train", "preprocess", "pipeline", "tune"))
 STEPS = 300
 
 
@@ -234,6 +235,30 @@ def test_a_node_lost_while_preprocessing_costs_only_time(slurm: Slurm) -> None:
     assert "2 (node[1,3])" in log
     assert "were done before" in log
     assert _bytes(slurm.folder / "two") == _bytes(slurm.folder / "one")
+
+
+def test_a_sweep_on_two_nodes_goes_on_after_a_requeue(slurm: Slurm, speech_shards: Path) -> None:
+    words = ("--config", _config(slurm.folder), "--data.shards", speech_shards, "--name", "sweep")
+    words += ("--space", '{"model.units": {"choice": [8, 12, 16, 20]}}', "--stop.steps", 100)
+    words += ("--validate_every_epochs", 2)
+    job = slurm.submit("--nodes=2", *SMALL, TUNE, *words)
+    sweep = SweepFolder(slurm.folder / "runs/sweep")
+
+    def states() -> list[str]:
+        return [row["state"] for row in sweep.read_rows()]
+
+    slurm.wait(job, lambda: states().count("running") == 2 and "finished" in states())
+    finished = [row["trial"] for row in sweep.read_rows() if row["state"] == "finished"]
+    before = {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished}
+    urgent = slurm.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 2")
+    slurm.complete(urgent)
+    log = slurm.complete(job)
+    assert "4 of 4 ended" in log
+    assert "requeued for the 1. time" in log
+    assert states() == 4 * ["finished"]
+    assert {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished} == before
+    assert any("going on at step" in sweep.log(row["trial"]).read_text() for row in sweep.read_rows())
+    assert sweep.best.checkpoint("best").is_file()
 
 
 def test_a_pipeline(slurm: Slurm) -> None:

@@ -1,0 +1,100 @@
+"""The sweep folder: who is best, what stays on the disk, what is said while it runs."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from babble.space import read_space
+from babble.sweep import Board, SweepFolder, average_by_value, format_answer, prune, rank, weigh_settings, write_answer
+
+AXES = read_space(
+    {"model.units": {"choice": [40, 160]}, "model.cell": {"choice": ["lstm", "gru"]}}, {"model.units", "model.cell"}
+)
+
+
+def _row(units: int, cell: str, seed: int, best: float | str, state: str = "finished") -> dict[str, Any]:
+    values = {"model.units": units, "model.cell": cell, "random_seed": seed}
+    measured = {"best": best, "stage": 1, "epoch": 2, "frames": 100, "weights": 1000, "seconds": 60.0}
+    return {"trial": f"{units}-{cell}-{seed}", "state": state, **values, **measured, "retries": 0, "reason": "NaN"}
+
+
+# 160 units are better than 40, an lstm a little better than a gru.
+ROWS = [
+    _row(units, cell, seed, 30 - units / 40 - 0.2 * (cell == "lstm") + 0.01 * seed)
+    for units in (40, 160)
+    for cell in ("lstm", "gru")
+    for seed in (0, 1)
+]
+
+
+def test_configurations_are_ranked_by_their_mean_over_random_seeds():
+    ranked = rank(ROWS, AXES)
+    assert [(c.values["model.units"], c.values["model.cell"]) for c in ranked] == [
+        (160, "lstm"),
+        (160, "gru"),
+        (40, "lstm"),
+        (40, "gru"),
+    ]
+    assert ranked[0].mean == pytest.approx(25.805)
+    assert ranked[0].best_row["random_seed"] == 0
+    assert rank([*ROWS, _row(80, "gru", 0, "", "failed")], AXES)[-1].mean == float("inf")
+
+
+def test_what_mattered_is_what_the_better_half_shares():
+    ranked = rank(ROWS, AXES)
+    shares = weigh_settings(ranked, AXES)
+    assert shares["model.units"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert average_by_value(ranked, AXES[0]) == pytest.approx({"40": 28.905, "160": 25.905})
+    assert weigh_settings(ranked[:3], AXES) == {}
+
+
+def test_the_answer_has_a_line_a_configuration_best_first():
+    failed = _row(40, "gru", 2, "", "failed")
+    lines = format_answer(rank([*ROWS, failed], AXES), AXES, "val/bits_per_frame").splitlines()
+    assert lines[0].split()[:3] == ["model.units", "model.cell", "bits_per_frame"]
+    assert lines[1].split()[:4] == ["160", "lstm", "25.805", "25.800..25.810"]
+    assert "2 finished, 1 failed" in lines[4]
+    assert lines[-1] == "failed: 40-gru-2: NaN"
+
+
+def test_checkpoints_of_all_but_the_best_go(tmp_path: Path):
+    sweep = SweepFolder(tmp_path)
+    for row in ROWS:
+        (sweep.trials / row["trial"] / "checkpoints").mkdir(parents=True)
+    # One of the best two configurations has a trial at work, so only three can be compared.
+    rows = [row | {"state": "running"} if row["trial"] == "160-gru-1" else row for row in ROWS]
+    prune(sweep, rows, AXES, num_kept=1, seeds=2)
+    kept = {path.parent.name for path in sweep.trials.glob("*/checkpoints")}
+    assert kept == {"160-lstm-0", "160-gru-0", "160-gru-1"}
+    prune(sweep, ROWS, AXES, num_kept=1, seeds=2)
+    assert {path.parent.name for path in sweep.trials.glob("*/checkpoints")} == {"160-lstm-0"}
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_a_line_a_change_and_a_terminal_a_table():
+    log, terminal = io.StringIO(), _Terminal()
+    in_log, on_terminal = Board("units", 8, log), Board("units", 8, terminal)
+    running = [_row(40, "lstm", 0, 28.0, "running"), _row(40, "gru", 0, "", "waiting")]
+    for rows in (running, running, ROWS[:2]):
+        in_log.show(rows, "val/bits_per_frame")
+        on_terminal.last = 0.0
+        on_terminal.show(rows, "val/bits_per_frame")
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0] == (
+        "40-lstm-0: running, best bits_per_frame 28.0000 after 100 frames; 0 of 8 ended, 1 running, best 28.0000"
+    )
+    assert terminal.getvalue().count("\x1b[") == 4  # Up and clear, twice.
+    assert "40-gru" not in terminal.getvalue().split("\x1b[")[0]
+
+
+def test_without_a_sweep_there_is_no_answer(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="holds no sweep"):
+        write_answer(SweepFolder(tmp_path / "none"))
