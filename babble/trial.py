@@ -195,14 +195,7 @@ class Watch(tune.Callback):
         return self.__dict__ | {"board": None}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look at all trials."""
-        self._look(trials)
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Look at all trials a last time."""
-        self._look(trials)
-
-    def _look(self, trials: list[Any]) -> None:
+        """Look at all trials. Not at the very end: a sweep that is stopped has ended its running trials by then."""
         rows = [self._row(trial) for trial in trials]
         self.board = self.board or Board(self.sweep.path.name, self.total)
         if rows:
