@@ -44,14 +44,18 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def continue_from(self, step: int) -> None:
-        """Drop every row of a step that the resumed run will do again."""
+        """Drop every row of a step that the run will do again: all, where it begins anew at step 0."""
         if not self.path.is_file():
             return
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             rows = [row for row in reader if row["step"] and int(row["step"]) < step]
             self.columns = list(reader.fieldnames or [])
-        self._rewrite(rows)
+        if rows:
+            self._rewrite(rows)
+        else:
+            self.path.unlink()
+            self.columns = []
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -352,8 +352,7 @@ def _fit(
     torch.set_flush_denormal(True)
     resumed_from, resumed_step = find_resume(run)
     metrics = MetricsCsv(run.metrics)
-    if resumed_from:
-        metrics.continue_from(resumed_step)
+    metrics.continue_from(resumed_step if resumed_from else 0)
     if _is_first_rank():
         baselines = measure_baselines(
             [recording.frames for recording in data.train_recordings],

@@ -106,6 +106,12 @@ class Trial(tune.Trainable):
                 preexec_fn=_end_with_parent,
             )
 
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin another trial: starting a watcher takes seconds."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
     def _await_free(self) -> None:
         """Wait until the training of a watcher that was killed has written its checkpoint and ended."""
         end = time.monotonic() + STOP_SECONDS

@@ -456,7 +456,12 @@ def _fit(config: TuneConfig, folder: SweepFolder, wanted: dict[str, float]) -> N
             # Paths of settings are as typed: from here.
             param_space=space | {"sweep": str(folder.path.resolve()), "directory": os.getcwd()},
             tune_config=tune.TuneConfig(
-                metric="best", mode="min", search_alg=searcher, scheduler=_scheduler(config), num_samples=samples
+                metric="best",
+                mode="min",
+                search_alg=searcher,
+                scheduler=_scheduler(config),
+                num_samples=samples,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=state.name,

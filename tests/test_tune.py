@@ -139,8 +139,17 @@ def test_asha_waits_for_the_slowest_unfreezing(tmp_path: Path, speech_shards: Pa
 def test_a_grid_gives_an_answer_and_a_trial_alone_learns_the_same(tmp_path: Path, speech_shards: Path):
     space = {"model.units": {"choice": [8, 12]}, "optim.lr": {"choice": [1e-9, 0.01]}}
     slurm = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    said = _sweep(_words(tmp_path, speech_shards, space), **slurm)
+    process, most = _start(_words(tmp_path, speech_shards, space), **slurm), 0
+    while process.poll() is None:
+        most = max(most, len(_trainings(tmp_path)))
+        time.sleep(0.05)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    # Two trials at work on two cores, a thread each.
+    assert most == min(4, len(os.sched_getaffinity(0)))
     sweep = SweepFolder(tmp_path / "sweep")
+    config = yaml.safe_load(next(sweep.trials.glob("*.yaml")).read_text())
+    assert config["compute"]["threads"] == 1
     rows = sweep.read_rows()
     assert [row["state"] for row in rows] == 4 * ["finished"]
     assert {row["frames"] for row in rows} == {str(4 * 40 * 16)}
@@ -173,7 +182,7 @@ def test_a_grid_gives_an_answer_and_a_trial_alone_learns_the_same(tmp_path: Path
 def test_a_killed_trial_goes_on_and_one_that_runs_away_is_reported(tmp_path: Path, speech_shards: Path):
     # A step of 1e30 makes every weight infinite: its first held-out figure is not a number.
     space = {"optim.lr": {"choice": [0.01, 1e30]}}
-    settings = {"checkpoint_minutes": 0.0, "stop": {"epochs": 40}, "trial": {"retries": 1}}
+    settings = {"stop": {"epochs": 40}, "trial": {"retries": 1}}
     process = _start(_words(tmp_path, speech_shards, space, **settings))
     sweep = SweepFolder(tmp_path / "sweep")
     _await(
@@ -197,10 +206,13 @@ def test_a_killed_trial_goes_on_and_one_that_runs_away_is_reported(tmp_path: Pat
     assert _figures(tmp_path / "alone") == _figures(sweep.trials / rows["0.01"]["trial"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))],
+)
 def test_a_stopped_sweep_goes_on(tmp_path: Path, speech_shards: Path, number: signal.Signals):
     space = {"model.units": {"choice": [8, 12, 16]}}
-    settings = {"checkpoint_minutes": 0.0, "stop": {"epochs": 40}}
+    settings = {"stop": {"epochs": 40}}
     words = _words(tmp_path, speech_shards, space, **settings)
     process = _start(words)
     sweep = SweepFolder(tmp_path / "sweep")
@@ -222,18 +234,15 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, speech_shards: Path, number: si
     assert any("going on at step" in sweep.log(row["trial"]).read_text() for row in rows)
 
 
-def test_trials_share_a_machine_without_taking_each_others_cores(tmp_path: Path, speech_shards: Path):
-    cores = len(os.sched_getaffinity(0))
-    space = {"model.units": {"choice": [8, 12, 16]}}
-    process = _start(_words(tmp_path, speech_shards, space, stop={"epochs": 15}))
-    most = 0
-    while process.poll() is None:
-        most = max(most, len(_trainings(tmp_path)))
-        time.sleep(0.05)
-    assert process.returncode == 0
-    assert most == min(3, cores)
-    config = yaml.safe_load(next((tmp_path / "sweep/trials").glob("*.yaml")).read_text())
-    assert config["compute"]["threads"] == 1
+@pytest.mark.slow
+def test_random_search_draws_a_configuration_for_all_random_seeds(tmp_path: Path, speech_shards: Path):
+    space = {"optim.lr": {"loguniform": [1e-4, 0.03]}}
+    settings = {"search": "random", "configurations": 2, "random_seeds": [0, 1], "stop": {"epochs": 2}}
+    _sweep(_words(tmp_path, speech_shards, space, **settings))
+    rows = SweepFolder(tmp_path / "sweep").read_rows()
+    drawn = [(row["optim.lr"], row["random_seed"]) for row in rows]
+    assert len(set(drawn)) == 4
+    assert len({lr for lr, _ in drawn}) == 2
 
 
 def test_asha_stops_who_lags_behind_and_optuna_draws(tmp_path: Path, speech_shards: Path):
@@ -254,16 +263,6 @@ def test_asha_stops_who_lags_behind_and_optuna_draws(tmp_path: Path, speech_shar
     stopped = [row for row in rows if row["state"] == "stopped"]
     assert all(2 <= int(row["epoch"]) < 8 for row in stopped)
     assert "trials that lag behind, from epoch 2 on" in said
-
-
-def test_random_search_draws_a_configuration_for_all_random_seeds(tmp_path: Path, speech_shards: Path):
-    space = {"optim.lr": {"loguniform": [1e-4, 0.03]}}
-    settings = {"search": "random", "configurations": 2, "random_seeds": [0, 1], "stop": {"epochs": 2}}
-    _sweep(_words(tmp_path, speech_shards, space, **settings))
-    rows = SweepFolder(tmp_path / "sweep").read_rows()
-    drawn = [(row["optim.lr"], row["random_seed"]) for row in rows]
-    assert len(set(drawn)) == 4
-    assert len({lr for lr, _ in drawn}) == 2
 
 
 def test_trials_too_large_for_every_node_are_refused(tmp_path: Path, speech_shards: Path):
