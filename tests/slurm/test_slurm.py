@@ -239,23 +239,25 @@ def test_a_node_lost_while_preprocessing_costs_only_time(slurm: Slurm) -> None:
 
 def test_a_sweep_on_two_nodes_goes_on_after_a_requeue(slurm: Slurm, speech_shards: Path) -> None:
     words = ("--config", _config(slurm.folder), "--data.shards", speech_shards, "--name", "sweep")
-    words += ("--space", '{"model.units": {"choice": [8, 12, 16, 20]}}', "--stop.steps", 100)
-    words += ("--validate_every_epochs", 2)
+    words += ("--space", '{"model.units": {"choice": [8, 12, 16]}}', "--validate_every_epochs", 2)
     job = slurm.submit("--nodes=2", *SMALL, TUNE, *words)
     sweep = SweepFolder(slurm.folder / "runs/sweep")
 
     def states() -> list[str]:
         return [row["state"] for row in sweep.read_rows()]
 
-    slurm.wait(job, lambda: states().count("running") == 2 and "finished" in states())
+    slurm.wait(job, lambda: "finished" in states())
+    # Another trial is at work, and has something to go on from.
+    last = sorted(sweep.trials.glob("*.yaml"))[-1].with_suffix("")
+    slurm.wait(job, lambda: len(_rows(last)) > 10)
     finished = [row["trial"] for row in sweep.read_rows() if row["state"] == "finished"]
     before = {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished}
     urgent = slurm.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 2")
     slurm.complete(urgent)
     log = slurm.complete(job)
-    assert "4 of 4 ended" in log
+    assert "3 of 3 ended" in log
     assert "requeued for the 1. time" in log
-    assert states() == 4 * ["finished"]
+    assert states() == 3 * ["finished"]
     assert {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished} == before
     assert any("going on at step" in sweep.log(row["trial"]).read_text() for row in sweep.read_rows())
     assert sweep.best.checkpoint("best").is_file()
