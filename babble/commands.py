@@ -6,6 +6,7 @@ first word (`python -m babble.generate runs/NAME`), errors as a message instead 
 """
 
 import argparse
+import functools
 import json
 import signal
 import sys
@@ -102,14 +103,20 @@ def read_config(
     return config_class(**values)
 
 
+@functools.cache
+def _values_parser(config_class: type[Any]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
 def build_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Return the config that nested values describe, as a YAML file of them would.
 
     Raises:
         ValueError: a key that the config lacks, a value of another type, or one that the config itself refuses.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class, as_group=False)
+    parser = _values_parser(config_class)
     try:
         instantiated = parser.instantiate(parser.parse_object(values))
     except argparse.ArgumentError as error:

@@ -420,6 +420,8 @@ def sweep(config: TuneConfig) -> str:
     folder = SweepFolder(config.runs / (config.resume or config.run_name))
     if config.resume:
         config = _read(folder, config)
+    # Before anything is made where nothing will be.
+    open_shards(config.data.shards)
     with RunFolder(folder.path).locked():
         if not config.resume:
             _begin(config, folder)

@@ -10,10 +10,12 @@ import pytest
 from babble.commands import (
     CommandError,
     Interrupted,
+    build_config,
     config_to_dict,
     flatten,
     read_config,
     run_command,
+    unflatten,
 )
 
 
@@ -96,6 +98,20 @@ def test_a_config_becomes_plain_values_by_the_keys_that_one_types():
         "init_from": None,
         "recipe": "none",
     }
+
+
+def test_plain_values_become_a_config_again():
+    config = Config(run=Path("runs/x"), sources=(Path("a"),), part=Part(size=9))
+    values = config_to_dict(config)
+    assert build_config(Config, values) == config
+    assert unflatten(flatten(values)) == values
+    for wrong, message in (
+        ({"part": {"size": "large"}}, "part.size"),
+        ({"part": {"sizes": 1}}, "sizes"),
+        ({"part": {"size": 0}}, r"part.size=0: at least 1 is needed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_config(Config, wrong)
 
 
 @pytest.mark.parametrize(
