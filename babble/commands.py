@@ -116,7 +116,7 @@ def build_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     Raises:
         ValueError: a key that the config lacks, a value of another type, or one that the config itself refuses.
     """
-    parser = _values_parser(config_class)
+    parser = _values_parser(config_class)  # type: ignore[arg-type]
     try:
         instantiated = parser.instantiate(parser.parse_object(values))
     except argparse.ArgumentError as error:
