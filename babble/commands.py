@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import jsonargparse
+import yaml
 
 Config = TypeVar("Config")
 
@@ -139,6 +140,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def to_yaml(values: dict[str, Any]) -> bytes:
+    """Return plain nested values as a YAML file has them, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from babble.commands import CommandError, flatten
+from babble.commands import CommandError, flatten, to_yaml
 from babble.shards import write_bytes, write_json
 
 PACKAGES = ("babble", "torch", "pytorch-lightning", "webdataset", "numpy", "pycodec2", "wandb", "ray")
@@ -121,7 +121,7 @@ class RunFolder:
             return
         for folder in (self.checkpoint("any").parent, self.seeds):
             folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(self.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+        write_bytes(self.config, to_yaml(settings))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from babble.commands import flatten, unflatten
+from babble.commands import flatten, to_yaml, unflatten
 from babble.plots import plot_sweep, save_figure
 from babble.run import RunFolder
 from babble.shards import write_bytes
@@ -113,7 +113,7 @@ class SweepFolder:
         """Write a trial's config and return where; it is what `python -m babble.train --config` takes."""
         path = self.trials / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, _to_yaml(self.trial_settings(values, random_seed, name)))
+        write_bytes(path, to_yaml(self.trial_settings(values, random_seed, name)))
         return path
 
     def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -130,10 +130,6 @@ class SweepFolder:
             return []
         with self.table.open(newline="") as file:
             return list(csv.DictReader(file))
-
-
-def _to_yaml(values: dict[str, Any]) -> bytes:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
 
 
 def trial_name(trial_id: str, values: Values, random_seed: int) -> str:
@@ -162,6 +158,11 @@ class Configuration:
     def mean(self) -> float:
         """Their mean; infinity where there is none."""
         return statistics.mean(self.figures) if self.figures else float("inf")
+
+    @property
+    def finished(self) -> "Configuration":
+        """The same with its finished trials alone: those that heard all that they were to hear."""
+        return Configuration(self.values, tuple(row for row in self.rows if row["state"] == FINISHED))
 
     @property
     def has_ended(self) -> bool:
@@ -202,9 +203,9 @@ def prune(sweep: SweepFolder, rows: Sequence[dict[str, Any]], axes: Sequence[Axi
 
 
 def weigh_settings(configurations: Sequence[Configuration], axes: Sequence[Axis]) -> dict[str, float]:
-    """Return how much each axis mattered, as shares of 1: Optuna's PED-ANOVA over the finished trials.
+    """Return how much each axis mattered, as shares of 1: Optuna's PED-ANOVA.
 
-    It asks which values the better half of the configurations share. Empty below `MIN_CONFIGURATIONS`.
+    It asks which values the better half of the configurations share. Empty below `MIN_CONFIGURATIONS` with a figure.
 
     Source: S. Watanabe, A. Bansal, F. Hutter: PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
     Subspaces, 2023; optuna.importance.
@@ -212,7 +213,7 @@ def weigh_settings(configurations: Sequence[Configuration], axes: Sequence[Axis]
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    measured = [c for c in configurations if any(row["state"] == FINISHED for row in c.rows)]
+    measured = [c for c in configurations if c.figures]
     varied = [axis for axis in axes if len({str(c.values[axis.key]) for c in measured}) > 1]
     if len(measured) < MIN_CONFIGURATIONS or not varied:
         return {}
@@ -264,11 +265,13 @@ def format_answer(configurations: Sequence[Configuration], axes: Sequence[Axis],
         )
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    shares = weigh_settings(configurations, axes)
+    # Figures of trials that were stopped early are no match for those of the others.
+    finished = [c.finished for c in configurations]
+    shares = weigh_settings(finished, axes)
     if shares:
-        text += ["", "What mattered, as shares of the whole, and the mean at each value:"]
+        text += ["", "What mattered, as shares of the whole, and the mean at each value; of finished trials:"]
         for key, share in shares.items():
-            means = average_by_value(configurations, next(axis for axis in axes if axis.key == key))
+            means = average_by_value(finished, next(axis for axis in axes if axis.key == key))
             text.append(f"  {key:<20} {share:4.0%}  " + "  ".join(f"{v}: {mean:.3f}" for v, mean in means.items()))
     elif len(axes) > 0:
         text += ["", f"What mattered is not said of fewer than {MIN_CONFIGURATIONS} configurations that differ."]
@@ -295,7 +298,7 @@ def write_answer(sweep: SweepFolder) -> str:
         flat.pop(key, None)
     head = f"# The best of {sweep.path}: {describe(best.values)}.\n# {settings['figure']} {best.mean:.4f}"
     head += f" on held-out speech, the mean of {len(best.figures)} random seeds.\n"
-    write_bytes(sweep.path / "best.yaml", head.encode() + _to_yaml(unflatten(flat)))
+    write_bytes(sweep.path / "best.yaml", head.encode() + to_yaml(unflatten(flat)))
     run = RunFolder(sweep.trials / row["trial"])
     if run.checkpoint("best").is_file():
         shutil.rmtree(sweep.best.path, ignore_errors=True)

@@ -22,13 +22,21 @@ from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any
 
-import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from babble.commands import CommandError, Interrupted, build_config, config_to_dict, flatten, run_command, unflatten
+from babble.commands import (
+    CommandError,
+    Interrupted,
+    build_config,
+    config_to_dict,
+    flatten,
+    run_command,
+    to_yaml,
+    unflatten,
+)
 from babble.data import map_split, open_shards
 from babble.heads import HEADS
 from babble.run import RunFolder, changed_settings
@@ -236,10 +244,8 @@ def _begin(config: TuneConfig, sweep: SweepFolder) -> None:
         ValueError, FileNotFoundError: shards that don't fit; the folder holds another sweep, or a run.
     """
     folder, manifest = open_shards(config.data.shards)
-    settings = {f.name: getattr(config, f.name) for f in fields(TuneConfig)}
-    own = set(settings) - {f.name for f in fields(TrainConfig)} - {"address", "resume", "report"}
-    plain = config_to_dict(config)
-    about = {key: plain[key] for key in settings if key in own}
+    not_asked = {f.name for f in fields(TrainConfig)} | {"address", "resume", "report"}
+    about = {key: value for key, value in config_to_dict(config).items() if key not in not_asked}
     about |= {"figure": config.figure, "mode": manifest.mode.name}
     shared = config.shared
     del shared["name"], shared["runs"], shared["random_seed"]
@@ -252,7 +258,6 @@ def _begin(config: TuneConfig, sweep: SweepFolder) -> None:
         base = sweep.read_base()
         # Whether the trials share memory was found out when the sweep began.
         base["data"]["holding"] = shared["data"]["holding"]
-        base["compute"] = shared["compute"]
         changed += changed_settings(base, shared)
         if changed:
             raise ValueError(
@@ -269,8 +274,8 @@ def _begin(config: TuneConfig, sweep: SweepFolder) -> None:
         except OSError as error:
             print(f"Every trial holds the shards itself, as they can't be shared: {error}.", flush=True)
     sweep.trials.mkdir(parents=True, exist_ok=True)
-    write_bytes(sweep.base, yaml.safe_dump(shared, sort_keys=False, allow_unicode=True).encode())
-    write_bytes(sweep.settings, yaml.safe_dump(about, sort_keys=False, allow_unicode=True).encode())
+    write_bytes(sweep.base, to_yaml(shared))
+    write_bytes(sweep.settings, to_yaml(about))
 
 
 def _read(sweep: SweepFolder, config: TuneConfig) -> TuneConfig:

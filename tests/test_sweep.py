@@ -60,6 +60,15 @@ def test_the_answer_has_a_line_a_configuration_best_first():
     assert lines[-1] == "failed: 40-gru-2: NaN"
 
 
+def test_what_mattered_is_said_of_finished_trials_alone():
+    stopped = [_row(160, cell, seed, 90.0, "stopped") for cell in ("lstm", "gru") for seed in (2, 3)]
+    with_stopped, without = (format_answer(rank(rows, AXES), AXES, "val/bits") for rows in (ROWS + stopped, ROWS))
+    assert with_stopped.splitlines()[-3:] == without.splitlines()[-3:]
+    assert "40: 28.905  160: 25.905" in without
+    half = [row | {"state": "stopped"} if row["model.units"] == 40 else row for row in ROWS]
+    assert "fewer than 4 configurations" in format_answer(rank(half, AXES), AXES, "val/bits")
+
+
 def test_checkpoints_of_all_but_the_best_go(tmp_path: Path):
     sweep = SweepFolder(tmp_path)
     for row in ROWS:
