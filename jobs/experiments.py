@@ -22,7 +22,10 @@ from typing import Any
 from babble.commands import CommandError, run_command
 from babble.run import RunFolder
 
-COLUMNS = ("table", "name", "random_seed", "settings", "frames", "weights", "figure", "held_out", "frames_per_second")
+COLUMNS = (
+    *("table", "name", "random_seed", "settings", "frames", "weights", "figure", "held_out", "error_levels"),
+    "frames_per_second",
+)
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,9 @@ def _train(config: ExperimentsConfig, experiment: Experiment, random_seed: int) 
         raise CommandError(f"{name} ended with exit code {code}; the end of {log}:\n{tail}")
     run = RunFolder(config.runs / name)
     finished = json.loads(run.finished.read_text())
-    figures = [row for row in read_rows(run.metrics) if row.get("train/frames_per_second")]
-    speeds = sorted(float(row["train/frames_per_second"]) for row in figures)
+    metrics = read_rows(run.metrics)
+    speeds = sorted(float(row["train/frames_per_second"]) for row in metrics if row.get("train/frames_per_second"))
+    errors = [float(row["val/error_levels"]) for row in metrics if row.get("val/error_levels")]
     return {
         "table": experiment.table,
         "name": experiment.name,
@@ -127,6 +131,7 @@ def _train(config: ExperimentsConfig, experiment: Experiment, random_seed: int) 
         "weights": finished["weights"],
         "figure": finished["figure"],
         "held_out": f"{finished['best']:.4f}",
+        "error_levels": f"{errors[-1]:.4f}",
         "frames_per_second": round(speeds[len(speeds) // 2]) if speeds else "",
     }
 
