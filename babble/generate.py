@@ -3,6 +3,7 @@
     python -m babble.generate --seconds 60 --out babble.wav
     python -m babble.generate runs/NAME --seconds 60 --seed 12:30 --temperature pitch=0.7,lsp=0.9 --out babble.wav
     python -m babble.generate runs/NAME --seconds inf --out - | aplay -f S16_LE -r 8000
+    python -m babble.generate --seed chapter.mp3 --seconds 0 --what-if pitch=flat:120 --out flat.wav
 
 1. The seed, real speech by default, is heard once, all of it, and leaves the state it leaves.
 2. From then on each frame is drawn, written, and heard by the network as the next input (`FreeRun`). State is carried,
@@ -10,7 +11,8 @@
 3. A guard (detectors.py) hears every stream meanwhile and notices silence, a held tone, a pulse and a loop.
 
 Beside babble.wav lie babble.c2 (the frames: c2dec plays them), babble.png and babble.json (every choice made, and what
-the guard noticed). Without a run it is the voice that comes with babble (voice.py) that speaks.
+the guard noticed). Without a run it is the voice that comes with babble (voice.py) that speaks. With `--what-if` the
+same speech lies there a second time, with fields changed (what_if.py): babble-what-if.wav, .c2 and .png.
 """
 
 import json
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from babble.codec import Decoder, c2_header, read_c2, silence_frame
+from babble.codec import Decoder, c2_header, decode_frames, read_c2, silence_frame
 from babble.commands import CommandError, Interrupted, config_to_dict, run_command
 from babble.detectors import Guard
 from babble.drawing import Drawing
@@ -38,6 +40,7 @@ from babble.model import Babbler, model_from_checkpoint
 from babble.plots import plot_speech, save_figure
 from babble.run import RunFolder
 from babble.shards import read_manifest, read_recordings, write_bytes
+from babble.what_if import apply_rules, read_rules
 from preprocessing.audio import BadRecording, open_recording
 from preprocessing.encode import encode_recording
 
@@ -63,7 +66,8 @@ class GenerateConfig:
         run: the run's folder, runs/NAME; the voice that comes with babble by default.
         checkpoint: "best", "last", "stage-N", or the path of a checkpoint file.
         streams: how many babble side by side from the same seed, each into files of its own: babble-1.wav and so on.
-        seconds: how much to generate, the seed not counted; "inf" with `--out -` goes on until it is stopped.
+        seconds: how much to generate, the seed not counted; 0 for the seed alone; "inf" with `--out -` goes on until it
+            is stopped.
         seed: what is continued: a time such as 12:30, counted through the held-out recordings in manifest order;
             "frame:18750"; "random"; "silence"; "listening:2", the run's own second listening seed; or the path of an
             audio file. By default the run's first listening seed, for which no shards are needed, or silence for the
@@ -78,6 +82,8 @@ class GenerateConfig:
         min_p: of each field only levels at least this probable, in parts of the likeliest one; 0 by default.
         guard: what is done about silence, a held tone, a pulse or a loop: "watch" says so on the screen and in the
             JSON, "act" also lets the stream start over from its seed, "off" nothing.
+        what_if: rules for fields, such as "pitch=flat:120", "energy=+6dB", "lsp=mean", "voicing=off", or several with
+            commas between: the same speech, changed so, is written a second time. The network hears what it said.
         random_seed: the same one gives the same frames.
         out: where to write: NAME.wav with NAME.c2, NAME.png and NAME.json beside it; or "-" for raw pcm (8 kHz, mono,
             signed 16 bit) to standard output.
@@ -95,6 +101,7 @@ class GenerateConfig:
     top_p: str | float | None = None
     min_p: str | float | None = None
     guard: str = "watch"
+    what_if: str | None = None
     random_seed: int = 0
     out: str = "babble.wav"
 
@@ -104,8 +111,10 @@ class GenerateConfig:
             raise ValueError(f"--guard {self.guard}: none of {', '.join(GUARDS)}.")
         if self.streams < 1 or (self.streams > 1 and self.out == "-"):
             raise ValueError(f"--streams {self.streams}: at least 1 is needed, and no more than 1 with --out -.")
-        if not self.seconds > 0:
-            raise ValueError(f"--seconds {self.seconds}: above 0 is needed.")
+        if not self.seconds >= 0 or (self.seconds == 0 and not self.with_seed):
+            raise ValueError(f"--seconds {self.seconds}: above 0 is needed, or 0 with the seed in the WAV.")
+        if self.what_if is not None and self.out == "-":
+            raise ValueError(f"--what-if {self.what_if} is written beside a WAV: give --out NAME.wav, not -.")
         if self.seed_frames is not None and self.seed_frames < 1:
             raise ValueError(f"--seed_frames {self.seed_frames}: at least 1 is needed, silence for none of it.")
         if math.isinf(self.seconds) and self.out != "-":
@@ -377,13 +386,17 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     mode = model.mode
     drawing = find_drawing(config, model)
     seed = find_seed(config, run, mode)
+    rules = read_rules(config.what_if, mode) if config.what_if else ()
 
     threads = torch.get_num_threads()
     # A few streams are a chain of small products: a second thread only costs.
     torch.set_num_threads(1)
     streams = [_Stream(out, seed, mode, config) for out in _paths_of(config)]
     free_run = FreeRun(model, np.repeat(seed.frames[None], config.streams, axis=0), drawing, config.random_seed)
-    total = math.inf if math.isinf(config.seconds) else max(1, round(config.seconds * mode.frames_per_second))
+    # However short, a time that was asked for is a frame.
+    total = math.inf
+    if not math.isinf(config.seconds):
+        total = max(int(config.seconds > 0), round(config.seconds * mode.frames_per_second))
     started, stopped = time.monotonic(), False
     bar, made = _open_bar(total / mode.frames_per_second), 0
     try:
@@ -422,8 +435,18 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     shown = seed if config.with_seed else Seed(seed.frames[:0], seed.origin)
     all_facts = [{**facts, "out": stream.out, "alarms": stream.alarms} for stream in streams]
     for stream, stream_facts in zip(streams, all_facts, strict=True):
-        if stream.blocks:
-            _write_beside(Path(stream.out), shown, stream.blocks, mode, stream_facts)
+        frames = np.concatenate([shown.frames, *stream.blocks])
+        out = Path(stream.out)
+        if config.out == "-" or not len(frames):
+            continue
+        _write_beside(out, frames, shown, mode)
+        write_bytes(out.with_suffix(".json"), (json.dumps(stream_facts, indent=2) + "\n").encode())
+        if rules:
+            changed, changed_out = apply_rules(frames, rules, mode), _what_if_path(out)
+            writer = _Writer(str(changed_out))
+            writer.write(decode_frames(changed, mode))
+            writer.close()
+            _write_beside(changed_out, changed, Seed(shown.frames, f"{config.what_if}; {seed.origin}"), mode)
     if stopped:
         raise Interrupted(
             f"stopped after {seconds:.1f} s of babble" + ("" if config.out == "-" else f" in {config.out}.")
@@ -431,14 +454,19 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     return all_facts
 
 
-def _write_beside(out: Path, seed: Seed, blocks: list[np.ndarray], mode: Mode, facts: dict[str, Any]) -> None:
-    frames = np.concatenate([seed.frames, *blocks])
+def _what_if_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-what-if.wav")
+
+
+def _write_beside(out: Path, frames: np.ndarray, seed: Seed, mode: Mode) -> None:
+    """Write the frames and the picture of what a WAV holds: the seed, and what came then."""
     write_bytes(out.with_suffix(".c2"), c2_header(mode) + pack_packets(frames, mode))
-    write_bytes(out.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
     shown = PLOT_SECONDS * mode.frames_per_second
+    # Where the seed stands alone, nothing is set off from it.
+    marked = min(len(seed.frames), shown) if len(frames) > len(seed.frames) else 0
     with wave.open(str(out), "rb") as file:
         pcm = np.frombuffer(file.readframes(shown * mode.pcm_per_frame), "<i2").astype(np.int16)
-    figure = plot_speech(frames[:shown], mode, pcm, title=f"{out.name}: {seed.origin}", seed_frames=len(seed.frames))
+    figure = plot_speech(frames[:shown], mode, pcm, title=f"{out.name}: {seed.origin}", seed_frames=marked)
     save_figure(figure, out.with_suffix(".png"))
 
 
@@ -465,16 +493,20 @@ def _work(config: GenerateConfig) -> None:
     if config.out == "-":
         return
     facts = all_facts[0]
-    print(
-        f"{facts['generated_seconds']:.1f} s of babble from {facts['checkpoint']}, {facts['times_real_time']:g} x real "
-        f"time, continuing {facts['seed_origin']}:"
-    )
+    if facts["frames"]:
+        made = f"{facts['generated_seconds']:.1f} s of babble from {facts['checkpoint']}"
+        print(f"{made}, {facts['times_real_time']:g} x real time, continuing {facts['seed_origin']}:")
+    else:
+        print(f"{facts['seed_origin']}, {facts['seed_frames']} frames, as Codec 2 has it:")
     for facts in all_facts:
         out = Path(facts["out"])
         if not out.is_file():
             raise CommandError(f"{out} was not written.")
         alarms = f"  ({len(facts['alarms'])} alarms: see the JSON)" if facts["alarms"] else ""
         print(f"  {out}  {out.with_suffix('.c2').name}  {out.with_suffix('.png').name}  {out.stem}.json{alarms}")
+        if config.what_if:
+            changed = _what_if_path(out)
+            print(f"  {changed}  {changed.stem}.c2  {changed.stem}.png  with {config.what_if}")
 
 
 def main() -> None:

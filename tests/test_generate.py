@@ -136,7 +136,7 @@ def test_other_seeds(seed: str, run: Path, tmp_path: Path):
         ({"seed": "nothing.mp3"}, "--seed nothing.mp3: neither a time"),
         ({"seed": __file__}, r"--seed .*test_generate\.py: .*"),
         ({"checkpoint": "stage-7"}, "no checkpoint 'stage-7'; it has best, last"),
-        ({"seconds": 0}, "above 0"),
+        ({"seconds": -1}, "above 0"),
         ({"out": "babble.mp3"}, "ends in .wav"),
         ({"seconds": float("inf")}, "a file has to end"),
         ({"temperature": "pitch=-1"}, "--temperature -1: above 0"),

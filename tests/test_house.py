@@ -17,7 +17,7 @@ FOLDERS = ("babble", "preprocessing", "jobs")
 
 # Imports within babble/ go one way: a module may import those before it.
 BABBLE_ORDER = (
-    *("frames", "commands", "cluster"),
+    *("frames", "what_if", "commands", "cluster"),
     *("codec", "shards", "run", "cells", "drawing", "heads", "plots"),
     *("detectors", "battery"),
     *("model", "loaders", "streaming", "data"),
@@ -61,7 +61,7 @@ ONLY_IN = {
 # These, and whatever of the house they import, do without torch.
 WITHOUT_TORCH = (
     *("babble.frames", "babble.commands", "babble.codec", "babble.shards", "babble.run", "babble.plots"),
-    *("babble.detectors", "babble.battery", "babble.space", "babble.sweep"),
+    *("babble.what_if", "babble.detectors", "babble.battery", "babble.space", "babble.sweep"),
     *("preprocessing", "jobs.preprocess"),
 )
 
