@@ -83,7 +83,7 @@ def _trainings(folder: Path) -> list[int]:
     return found
 
 
-def _await(condition: Any, seconds: float = 120) -> Any:
+def _await(condition: Any, seconds: float = 300) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it never came"
