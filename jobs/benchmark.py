@@ -293,7 +293,8 @@ def _measure_training(units: int, config: BenchmarkConfig, corpus: Path, folder:
     from babble.loaders import DataConfig
     from babble.metrics import Speed
     from babble.module import OptimConfig
-    from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig, train
+    from babble.tracking import WandbConfig
+    from babble.train import ComputeConfig, StopConfig, TrainConfig, train
 
     turns: list[tuple[float, float]] = []
     frames = config.training_steps * BATCH_SIZE * WINDOW_FRAMES
