@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from babble.frames import SAMPLE_RATE_HZ
 
 STEP = "trainer/global_step"
@@ -108,9 +110,8 @@ class WandbRun:
             where = "listening/real" if name == "real" else "listening"
             media: dict[str, Any] = {f"{where}/progression": wandb.Image(str(folder / "progression.png"))}
             if self._samples is None:
-                columns: list[str | int] = ["heard", "seed", "audio", "plot"] + [
-                    t for m in real[0] for t in (m, f"{m}, real")
-                ]
+                columns: list[str | int] = ["heard", "seed", "audio", "plot"]
+                columns += [title for measure in real[0] for title in (measure, f"{measure}, real")]
                 # Each listening adds its rows, and none is sent twice.
                 self._samples = wandb.Table(columns=columns, log_mode="INCREMENTAL")
             for number, (ours, beside) in enumerate(zip(measures, real, strict=True), 1):
@@ -120,6 +121,32 @@ class WandbRun:
                 pairs = [value for measure in beside for value in (ours[measure], beside[measure])]
                 self._samples.add_data(name, number, audio, plot, *pairs)
             self._run.log({**media, SAMPLES: self._samples, STEP: step})
+
+        self._attempt(send)
+
+    def log_corpus(
+        self,
+        figures: Mapping[str, float],
+        histograms: Mapping[str, np.ndarray],
+        failures: Sequence[Mapping[str, str]],
+    ) -> None:
+        """Show what a preprocessing has made.
+
+        Args:
+            figures: by name.
+            histograms: how often each level of a field occurs, int64 (V,), by name.
+            failures: the recordings that can't be used, each with "name" and "cause".
+        """
+
+        def send() -> None:
+            import wandb
+
+            table = wandb.Table(columns=["recording", "cause"], data=[[f["name"], f["cause"]] for f in failures])
+            drawn = {
+                name: wandb.Histogram(np_histogram=(counts, np.arange(len(counts) + 1)))
+                for name, counts in histograms.items()
+            }
+            self._run.log({**figures, **drawn, "corpus/failed": table})
 
         self._attempt(send)
 
