@@ -124,9 +124,9 @@ def measure_baselines(train: list[np.ndarray], held_out: list[np.ndarray], mode:
 
 
 def baseline_lines(baselines: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return the figures of `measure_baselines` by the name of a line in a chart: "baselines/bits/pitch/copied"."""
+    """Return the figures of `measure_baselines` by the name of a line, such as "without_network/error/pitch/copied"."""
     return {
-        f"baselines/{figure}/{LINES[name]}": value
+        f"without_network/{figure}/{LINES[name]}": value
         for name, figures in baselines.items()
         for figure, value in figures.items()
         if not isinstance(value, dict)

@@ -74,7 +74,7 @@ def _beside(title: str, figure: str) -> reports.LinePlot:
     """Return a panel of a held-out figure, the same of the training batches, and the baselines."""
     kinds = ("frequencies", "given_last") if figure.startswith("bits") else ("copied", "median")
     assert set(kinds) <= set(LINES.values())
-    return _lines(title, f"val/{figure}", f"train/{figure}", *(f"baselines/{figure}/{kind}" for kind in kinds))
+    return _lines(title, f"val/{figure}", f"train/{figure}", *(f"without_network/{figure}/{kind}" for kind in kinds))
 
 
 def make_sections() -> list[Section]:

@@ -174,7 +174,7 @@ class WandbRun:
         """
         if notes is not None:
             self._attempt(lambda: setattr(self._run, "notes", notes))
-        self._attempt(self._run.finish)
+        self._attempt(lambda: self._run.finish())
 
     def _attempt(self, work: Callable[[], object]) -> None:
         if self.is_lost:
