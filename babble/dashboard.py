@@ -8,6 +8,7 @@
 3. Both are sent to W&B; where there is no key, or no answer, what would be sent is written to a file instead.
 """
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ import wandb_workspaces.workspaces as workspaces
 
 from babble.baselines import LINES
 from babble.commands import CommandError, run_command
-from babble.shards import write_json
 from babble.tracking import SAMPLES, STEP, has_wandb_key
 
 COMMAND = "python -m babble.dashboard"
@@ -223,13 +223,17 @@ def build(config: DashboardConfig) -> None:
                 print(made.save().url)
             return
         except Exception as error:  # W&B has no family of its own for what goes wrong here.
-            write_json(config.out, describe(config))
+            _write(config)
             raise CommandError(f"W&B did not take them ({error}); what would be sent is in {config.out}.") from None
-    write_json(config.out, describe(config))
+    _write(config)
     print(
         f"No key for W&B, so nothing was sent: {config.out} holds the workspace and the report. To send them: "
         f"wandb login, then {COMMAND} --entity {config.entity} --project {config.project}"
     )
+
+
+def _write(config: DashboardConfig) -> None:
+    config.out.write_text(json.dumps(describe(config), indent=2, ensure_ascii=False) + "\n")
 
 
 def main() -> None:

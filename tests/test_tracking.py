@@ -187,11 +187,11 @@ def test_sync_would_send_it(offline: RunFolder) -> None:
     assert "Would sync 1 run" in done.stderr + done.stdout
 
 
-def test_the_terminal_viewer_shows_it(offline: RunFolder) -> None:
+def test_the_terminal_viewer_shows_it(offline: RunFolder, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wandb", "leet", str(_wandb_file(offline.path))]
     process, terminal = pty.fork()
     if process == 0:
-        os.execve(command[0], command, os.environ | {"TERM": "xterm-256color"})
+        os.execve(command[0], command, os.environ | {"TERM": "xterm-256color", "HOME": str(tmp_path)})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
     # It draws only what has changed, so its words come in pieces: a short one of each part.
     wanted = [b"Metrics [1-", b"epoch", b"Does it learn offline?"]
