@@ -303,9 +303,9 @@ def test_training_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:
 
 
 def test_logging_is_measured_beside_none(tmp_path: Path) -> None:
-    (figure,) = measure_logging(TINY, tmp_path)
-    check_figures([figure], ["logging, babble-cpu"])
-    assert len(figure.values) == len(figure.floors) == TINY.turns
+    figures = measure_logging(TINY, tmp_path)
+    check_figures(figures, ["logging, babble-cpu", "logging, babble-cpu, CPU time"])
+    assert [len(figure.floors) for figure in figures] == 2 * [TINY.turns]
     # Every other turn ends with a row, and those between with none.
     with (tmp_path / "logging" / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file) if row["gradient_norm/head"]] == [1, 5, 9]
