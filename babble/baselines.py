@@ -20,6 +20,10 @@ BLOCK_SECONDS = 60
 # A handful of minutes does not say how far minutes differ.
 MIN_BLOCKS = 8
 NUM_RESAMPLES = 2000
+# Each baseline, and what its line in a chart is called.
+FREQUENCIES, GIVEN_LAST = "each field's frequencies", "frequencies given the last level"
+COPIED, MEDIAN = "the last frame copied", "the median given the last level"
+LINES = {FREQUENCIES: "frequencies", GIVEN_LAST: "given_last", COPIED: "copied", MEDIAN: "median"}
 
 
 def find_unvoiced_pitch(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
@@ -111,12 +115,22 @@ def measure_baselines(train: list[np.ndarray], held_out: list[np.ndarray], mode:
         median_F[column] = (heard * abs(after - median[:, None])).sum() / frames
     alone_bits, given_last_bits = unvoiced_bits.tolist() if unvoiced else (None, None)
     figures = {
-        "each field's frequencies": name_bits(alone_F, alone_bits, mode),
-        "frequencies given the last level": name_bits(given_last_F, given_last_bits, mode),
-        "the last frame copied": name_errors(copied_F, mode),
-        "the median given the last level": name_errors(median_F, mode),
+        FREQUENCIES: name_bits(alone_F, alone_bits, mode),
+        GIVEN_LAST: name_bits(given_last_F, given_last_bits, mode),
+        COPIED: name_errors(copied_F, mode),
+        MEDIAN: name_errors(median_F, mode),
     }
     return {name: values for name, values in figures.items() if values}
+
+
+def baseline_lines(baselines: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Return the figures of `measure_baselines` by the name of a line, such as "without_network/error/pitch/copied"."""
+    return {
+        f"without_network/{figure}/{LINES[name]}": value
+        for name, figures in baselines.items()
+        for figure, value in figures.items()
+        if not isinstance(value, dict)
+    }
 
 
 def bootstrap_interval(costs: list[np.ndarray], block_frames: int, random_seed: int = 0) -> tuple[float, float] | None:

@@ -6,29 +6,36 @@ In the run folder:
     listening/real/1.wav 1.png ...       what the voice itself said there, once
     listening/real/progression.png       the 2017 progression plot of the held-out speech
     listening/epoch-0060/1.wav 1.png     what the network says, and its progression plot
+    listening/*/measures.json            how each clip sounds behind its seed, by measure
 
-and the same in the W&B run.
+and the same in the W&B run; means of the measures are figures, `sound/MEASURE` and `sound/real/MEASURE`.
 """
 
 import json
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import soundfile
-from pytorch_lightning.loggers import WandbLogger
 
 from babble.averaging import averaged_weights
+from babble.battery import find_pause_db, measure_clip
 from babble.codec import decode_frames, read_c2, write_c2
 from babble.drawing import Drawing
 from babble.frames import SAMPLE_RATE_HZ, Mode
 from babble.generate import generate_frames
 from babble.plots import plot_progression, plot_speech, save_figure
 from babble.run import RunFolder
-from babble.shards import Stretch, write_bytes
+from babble.shards import Stretch, write_bytes, write_json
+from babble.tracking import WandbRun
 from babble.unfreezing import Stage, stage_at
+
+# How it sounds at a glance, of those that `babble.evaluate` shows: whether it moves, is in order, pauses and intones.
+MEASURES = ("change_levels", "lsp_disorder", "energy_db", "pauses", "voiced", "pitch_hz", "pitch_range_semitones")
+# Of one clip; None where there is none, as the pitch of a clip without voice.
+Measures = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -95,21 +102,30 @@ class Listening(pl.Callback):
         held_out: the validation recordings that seeds are taken from.
         mode: their mode.
         stages: the unfreezing, whose stage ends are heard.
+        wandb: the W&B run, if there is one.
     """
 
     def __init__(
-        self, config: ListeningConfig, run: RunFolder, held_out: list[Stretch], mode: Mode, stages: tuple[Stage, ...]
+        self,
+        config: ListeningConfig,
+        run: RunFolder,
+        held_out: list[Stretch],
+        mode: Mode,
+        stages: tuple[Stage, ...],
+        wandb: WandbRun | None = None,
     ) -> None:
         self.config = config
         self.run = run
         self.held_out = held_out
         self.mode = mode
         self.stages = stages
+        self.wandb = wandb
+        self.pause_db = find_pause_db([recording.frames for recording in held_out], mode)
         self.heard_epoch = -1
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the seeds and the real speech in the run folder, once."""
-        done = self.run.listening / "real" / "progression.png"
+        done = self.run.listening / "real" / "measures.json"
         if not trainer.is_global_zero or done.is_file():
             return
         length = self.config.seed_frames + self.config.frames
@@ -131,8 +147,10 @@ class Listening(pl.Callback):
             self._listen(trainer, pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Listen to what the training has come to."""
-        self._listen(trainer, pl_module, max(0, trainer.current_epoch - 1))
+        """Listen to what the training has come to, once."""
+        epoch = max(0, trainer.current_epoch - 1)
+        if not (self.run.listening / _folder_name(epoch) / "measures.json").is_file():
+            self._listen(trainer, pl_module, epoch)
 
     def _listen(self, trainer: pl.Trainer, pl_module: Any, epoch: int) -> None:
         if not trainer.is_global_zero or self.heard_epoch == epoch:
@@ -147,9 +165,8 @@ class Listening(pl.Callback):
         with averaged_weights(trainer, pl_module):
             said = generate_frames(pl_module.model, seeds_BTF, self.config.frames, drawing)
         pl_module.train(was_training)
-        # Epochs are counted from 1 where a person reads them.
         clips = list(np.concatenate([seeds_BTF, said], axis=1))
-        self._keep(trainer, f"epoch-{epoch + 1:04d}", clips, np.concatenate(list(said)))
+        self._keep(trainer, _folder_name(epoch), clips, np.concatenate(list(said)))
 
     def _keep(self, trainer: pl.Trainer, name: str, clips: list[np.ndarray], corpus: np.ndarray) -> None:
         folder = self.run.listening / name
@@ -162,19 +179,31 @@ class Listening(pl.Callback):
             save_figure(figure, folder / f"{number}.png")
         figure = plot_progression({name: corpus}, self.mode, title=f"{self.run.path.name}, {name}: now against next")
         save_figure(figure, folder / "progression.png")
-        _send_to_wandb(trainer, name, folder, len(clips))
+        self._tell(trainer, name, [self._measure(frames[-self.config.frames :]) for frames in clips])
+
+    def _measure(self, frames: np.ndarray) -> Measures:
+        measures = measure_clip(frames, self.mode, self.pause_db) if len(frames) > 1 else {}
+        return {m: None if math.isnan(measures[m]) else measures[m] for m in MEASURES if m in measures}
+
+    def _tell(self, trainer: pl.Trainer, name: str, measures: list[Measures]) -> None:
+        """Keep the measures, log their means beside those of the real speech, and show all that was heard in W&B."""
+        write_json(self.run.listening / name / "measures.json", measures)
+        real = json.loads((self.run.listening / "real" / "measures.json").read_text())
+        if name != "real":
+            figures = {f"sound/{m}": mean for m, mean in _means(measures).items()}
+            figures |= {f"sound/real/{m}": mean for m, mean in _means(real).items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, max(0, trainer.global_step - 1))
+        if self.wandb:
+            self.wandb.log_listening(name, trainer.global_step, self.run.listening / name, measures, real)
 
 
-def _send_to_wandb(trainer: pl.Trainer, name: str, folder: Path, clips: int) -> None:
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    if not loggers:
-        return
-    import wandb
+def _folder_name(epoch: int) -> str:
+    # Epochs are counted from 1 where a person reads them.
+    return f"epoch-{epoch + 1:04d}"
 
-    where = "listening/real" if name == "real" else "listening"
-    for logger in loggers:
-        media: dict[str, Any] = {f"{where}/progression": wandb.Image(str(folder / "progression.png"))}
-        for number in range(1, clips + 1):
-            media[f"{where}/{number}"] = wandb.Audio(str(folder / f"{number}.wav"), sample_rate=SAMPLE_RATE_HZ)
-            media[f"{where}/{number}_plot"] = wandb.Image(str(folder / f"{number}.png"))
-        logger.experiment.log({**media, "trainer/global_step": trainer.global_step})
+
+def _means(clips: list[Measures]) -> dict[str, float]:
+    """Return each measure's mean over the clips that have it: those without voice have no pitch."""
+    known = {m: [value for clip in clips if (value := clip[m]) is not None] for m in clips[0]}
+    return {m: sum(values) / len(values) for m, values in known.items() if values}

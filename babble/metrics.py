@@ -1,19 +1,31 @@
-"""Figures of a running training: metrics.csv, speed, and plain lines for a log."""
+"""Figures of a running training: metrics.csv, curves in W&B, speed, layers, and plain lines for a log."""
 
 import csv
 import math
+import resource
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
-from babble.unfreezing import Stage, stage_at
+from babble.module import BabbleModule, is_logged
+from babble.tracking import STEP, WandbRun
+from babble.unfreezing import Stage, learning_layers, stage_at
 
 LINE_SECONDS = 30.0
+# What no two trainings have in common, though they learn the same.
+OF_THE_MACHINE = (
+    *("train/frames_per_second", "train/times_real_time"),
+    *("train/peak_memory_gb", "train/peak_gpu_memory_gb"),
+)
 
 
 class MetricsCsv(Logger):
@@ -81,8 +93,42 @@ class MetricsCsv(Logger):
         temporary.replace(self.path)
 
 
+class Curves(Logger):
+    """Draws the figures in W&B, held-out ones with the baselines as lines beside them.
+
+    Args:
+        wandb: the open run.
+        lines: what `baseline_lines` gave.
+    """
+
+    def __init__(self, wandb: WandbRun, lines: dict[str, float]) -> None:
+        super().__init__()
+        self.wandb = wandb
+        self.lines = lines
+
+    @property
+    def name(self) -> str:
+        """The logger's name."""
+        return "curves"
+
+    @property
+    def version(self) -> str:
+        """There is one version: the run."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run was opened with all settings."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a point to each figure's curve."""
+        is_held_out = any(name.startswith("val/") for name in metrics)
+        self.wandb.log({**metrics, **(self.lines if is_held_out else {}), STEP: step})
+
+
 class Speed(pl.Callback):
-    """Logs `train/frames_per_second`, all processes together, over the steps since it last did."""
+    """Logs how fast all processes together train, over the steps since it last did, and the first one's peak memory."""
 
     def __init__(self, every_steps: int) -> None:
         self.every_steps = every_steps
@@ -97,8 +143,45 @@ class Speed(pl.Callback):
         self.frames += batch.frames.shape[0] * (batch.frames.shape[1] - 1) * trainer.world_size
         if trainer.global_step % self.every_steps == 0:
             now = time.monotonic()
-            pl_module.log("train/frames_per_second", self.frames / (now - self.since))
+            speed = self.frames / (now - self.since)
+            pl_module.log("train/frames_per_second", speed)
+            pl_module.log("train/times_real_time", speed / pl_module.mode.frames_per_second)
+            # macOS counts bytes, Linux kilobytes.
+            unit = 1 if sys.platform == "darwin" else 1024
+            pl_module.log("train/peak_memory_gb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)
+            if torch.cuda.is_available():
+                pl_module.log("train/peak_gpu_memory_gb", torch.cuda.max_memory_allocated() / 1e9)
             self.frames, self.since = 0, now
+
+
+class LayerFigures(pl.Callback):
+    """Logs, by layer, how large gradients (before clipping) and weights are, and whether it learns.
+
+    Where Unfreezing comes first, a layer that waits has a gradient of 0.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...]) -> None:
+        self.stages = stages
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Log where the other figures are."""
+        if not is_logged(trainer):
+            return
+        assert isinstance(pl_module, BabbleModule)
+        model = pl_module.model
+        layers = {f"layer_{number}": layer for number, layer in enumerate(model.layers, 1)}
+        for name, part in {"input": model.input, **layers, "head": model.head}.items():
+            weights = list(part.parameters())
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            pl_module.log(f"gradient_norm/{name}", get_total_norm(gradients))
+            pl_module.log(f"weight_norm/{name}", get_total_norm([weight.detach() for weight in weights]))
+        learning = learning_layers(trainer.current_epoch, self.stages, len(layers))
+        for number, name in enumerate(layers, 1):
+            pl_module.log(f"learning/{name}", float(number in learning))
 
 
 class PlainLines(pl.Callback):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from babble.model import Babbler, ModelConfig
 SCHEDULES = ("constant", "cosine")
 # Validation walks a recording in pieces of this many frames, state carried, so that memory stays flat.
 PIECE_FRAMES = 1000
+# The guesses of an autoregressive head are made field by field: of all windows they would take as long as the loss.
+GUESSED_WINDOWS = 4
 # What each frame further ahead counts beside the next one.
 AHEAD_WEIGHT = 0.1
 
@@ -76,6 +79,11 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Return whether the step at hand is one whose figures are written: what only they need is made then alone."""
+    return (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
 def lr_factor(step: int, config: OptimConfig, total_steps: int | None) -> float:
     """Return what the learning rate is multiplied with at a step counted from 0.
 
@@ -97,7 +105,8 @@ class BabbleModule(pl.LightningModule):
 
     Logs `train/loss` in levels or bits a field; at validation `val/error_levels` and `val/error/GROUP`, and, where the
     head has a likelihood, `val/bits_per_frame` and `val/bits/GROUP`: over whole held-out recordings, state carried
-    from each one's first frame, every frame but that first one counted.
+    from each one's first frame, every frame but that first one counted. The same of batches, as `train/...`, where a
+    row of figures is written.
     """
 
     def __init__(self, model: ModelConfig, mode: Mode, optim: OptimConfig, total_steps: int | None = None) -> None:
@@ -126,14 +135,30 @@ class BabbleModule(pl.LightningModule):
         targets_BTF = frames_BTF[:, 1:]
         if self.optim.loss_steps == "last":
             hidden_BTH, targets_BTF = hidden_BTH[:, -1:], targets_BTF[:, -1:]
-        loss = self.model.typed_head.cost(hidden_BTH, targets_BTF).mean()
+        cost_BTF = self.model.typed_head.cost(hidden_BTH, targets_BTF)
+        loss = cost_BTF.mean()
         # Of all processes: the loss curve does not depend on their number.
         self.log("train/loss", loss, sync_dist=True)
         for further, head in enumerate(self.model.heads_ahead, 1):
             cost = head.cost(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()  # type: ignore[operator]
             self.log(f"train/loss_ahead_{further + 1}", cost, sync_dist=True)
             loss = loss + AHEAD_WEIGHT * cost
+        if is_logged(self.trainer):
+            self._log_costs(hidden_BTH, targets_BTF, cost_BTF)
         return loss
+
+    @torch.no_grad()
+    def _log_costs(self, hidden_BTH: Tensor, targets_BTF: Tensor, cost_BTF: Tensor) -> None:
+        """Log what the batch costs in total and by group, of all processes; the error of its first windows alone."""
+        head, few = self.model.typed_head, slice(GUESSED_WINDOWS)
+        # Of weights that run away the validation tells.
+        with np.errstate(all="ignore"):
+            error_F = (head.guess(hidden_BTH[few]) - targets_BTF[few]).abs().mean(dim=(0, 1))
+        bits_F = cost_BTF.mean(dim=(0, 1)) if head.has_likelihood else torch.zeros_like(error_F)
+        sums = torch.stack([error_F, bits_F, torch.ones_like(error_F)])
+        sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        for name, value in cost_figures(sums, self.model, self.mode).items():
+            self.log(f"train/{name}", value)
 
     def _state_before(self, starts_B: Tensor) -> list[State] | None:
         """Return the state that a batch goes on from: the last batch's, afresh where the batch says so."""
@@ -160,7 +185,7 @@ class BabbleModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the figures of all ranks together."""
         sums = cast(Tensor, self.trainer.strategy.reduce(self.cost_sums, reduce_op="sum"))
-        for name, value in held_out_figures(sums, self.model, self.mode).items():
+        for name, value in cost_figures(sums, self.model, self.mode).items():
             self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
@@ -222,7 +247,7 @@ def sum_costs(model: Babbler, frames_BTF: Tensor) -> Tensor:
     return sums
 
 
-def held_out_figures(sums: Tensor, model: Babbler, mode: Mode) -> dict[str, float]:
+def cost_figures(sums: Tensor, model: Babbler, mode: Mode) -> dict[str, float]:
     """Return the named figures of `sum_costs`: mean absolute error a field, bits a frame, and both by group."""
     error_F, bits_F = (sums[:2] / sums[2]).tolist()
     figures = {}

@@ -8,6 +8,7 @@ runs/NAME/
     checkpoints/       last.ckpt and previous.ckpt (all that a resume needs), best.ckpt, stage-N.ckpt (weights)
     listening/         seeds/N.c2, real/, epoch-NNNN/: what one can hear and see
     wandb/ wandb_id    the W&B run, offline without a key
+    notes.md           what one wants to remember of it; written by hand, shown in W&B
     finished.json      written at the end: its best figure and how many steps it took
 """
 
@@ -71,6 +72,11 @@ class RunFolder:
     def seeds(self) -> Path:
         """The seed frames that every listening continues: N.c2, counted from 1."""
         return self.listening / "seeds"
+
+    def read_notes(self) -> str | None:
+        """Return what somebody has written in notes.md; None without any."""
+        notes = self.path / "notes.md"
+        return notes.read_text() if notes.is_file() else None
 
     def checkpoint(self, which: str) -> Path:
         """Return where the checkpoint of that name lies: "last", "previous", "best", "stage-2"."""

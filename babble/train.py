@@ -15,9 +15,6 @@ On one machine the first process starts the others; on several, Slurm's `srun` d
 import contextlib
 import json
 import logging
-import netrc
-import os
-import secrets
 import signal
 import sys
 import warnings
@@ -29,13 +26,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer, TQDMProgressBar
-from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
 from babble.averaging import make_averaging
-from babble.baselines import measure_baselines
+from babble.baselines import baseline_lines, measure_baselines
 from babble.checkpoints import Checkpoints, StopRequest, find_resume
 from babble.cluster import Place, find_place, job_id
 from babble.commands import Interrupted, config_to_dict, run_command
@@ -43,11 +39,12 @@ from babble.data import SpeechData
 from babble.generate import load_checkpoint
 from babble.listening import Listening, ListeningConfig
 from babble.loaders import DataConfig
-from babble.metrics import MetricsCsv, PlainLines, Speed
+from babble.metrics import Curves, LayerFigures, MetricsCsv, PlainLines, Speed
 from babble.model import ModelConfig
 from babble.module import BabbleModule, OptimConfig
 from babble.run import RunFolder, git_revision
-from babble.shards import write_json
+from babble.shards import MANIFEST, write_json
+from babble.tracking import STEP, WandbConfig, WandbRun, open_wandb
 from babble.unfreezing import Stage, Unfreezing, check_stages
 
 
@@ -102,29 +99,6 @@ class ComputeConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"compute.{key}={value}: at least 1 is needed.")
-
-
-@dataclass(frozen=True)
-class WandbConfig:
-    """Where dashboards are.
-
-    Attributes:
-        mode: "auto" is what WANDB_MODE says, else online where there is a key for W&B and offline where there is none;
-            "online", "offline", "off".
-        project: the W&B project.
-        entity: the W&B team or user; None for the key's own.
-        group: runs of one group are shown together.
-    """
-
-    mode: str = "auto"
-    project: str = "babble"
-    entity: str | None = None
-    group: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse unknown modes."""
-        if self.mode not in ("auto", "online", "offline", "off"):
-            raise ValueError(f"wandb.mode={self.mode!r} is none of auto, online, offline, off.")
 
 
 @dataclass(frozen=True)
@@ -198,69 +172,27 @@ def _is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return bool(netrc.netrc().hosts.keys() & {"api.wandb.ai"})
-    except (OSError, netrc.NetrcParseError):
-        return False
+def _open_dashboards(
+    config: TrainConfig, data: SpeechData, run: RunFolder, baselines: dict[str, dict[str, Any]]
+) -> WandbRun | None:
+    """Return the W&B run, or none, with what it shows from the start."""
+    wandb = replace(config.wandb, group=config.wandb.group or config.recipe)
+    settings = {**config_to_dict(config), "mode": data.mode.name}
+    opened = open_wandb(wandb, run.path, config.run_name, settings, job_type="train", notes=run.read_notes())
+    if opened:
+        opened.log({**baseline_lines(baselines), STEP: 0})
+        opened.log_file(data.folder / MANIFEST, f"corpus-{data.folder.name}", "dataset")
+    return opened
 
 
-class Dashboard(WandbLogger):
-    """Logs to W&B as long as W&B's own process lives: under Slurm the SIGTERM that stops a training ends that too."""
-
-    is_lost = False
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        try:
-            super().log_metrics(metrics, step)
-        except ConnectionError:
-            self._lose()
-
-    def end(self) -> None:
-        """Let W&B write what it holds, and end its process."""
-        try:
-            self.experiment.finish()
-        except ConnectionError:
-            self._lose()
-
-    def _lose(self) -> None:
-        import wandb
-
-        if not self.is_lost:
-            print("W&B's process has ended before this one; metrics.csv has every figure.", file=sys.stderr, flush=True)
-            self.is_lost = True
-        # It would be tried once more at the very end, with a traceback.
-        with contextlib.suppress(ConnectionError, AssertionError):
-            wandb.teardown()
-
-
-def _wandb_logger(config: TrainConfig, run: RunFolder) -> list[Logger]:
-    """Return the W&B logger, or none; its run id is kept in the run folder, so a resumed run is the same W&B run."""
-    if config.wandb.mode == "off" or not _is_first_rank():
-        return []
-    import wandb
-
-    mode = config.wandb.mode
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
-    id_file = run.path / "wandb_id"
-    if not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4))
-    experiment = wandb.init(
-        name=config.run_name,
-        dir=run.path,
-        id=id_file.read_text(),
-        project=config.wandb.project,
-        entity=config.wandb.entity,
-        group=config.wandb.group,
-        resume="allow",
-        mode=mode,  # type: ignore[arg-type]
-        config=config_to_dict(config),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
-    return [Dashboard(experiment=experiment)]
+def _close_dashboards(wandb: WandbRun, config: TrainConfig, run: RunFolder, headline: str, best: float) -> None:
+    """Say how good it has become, send the best checkpoint where it is sent at once, and end W&B's process."""
+    if run.checkpoint("best").is_file():
+        wandb.summarize({headline.replace("val/", "best/"): best})
+        # Offline it would go with a later `wandb sync`, when a sweep may have removed it.
+        if wandb.is_online:
+            wandb.log_file(run.checkpoint("best"), f"{config.run_name}-best", "model")
+    wandb.close(run.read_notes())
 
 
 def _start_weights(module: BabbleModule, init_from: Path) -> None:
@@ -353,6 +285,7 @@ def _fit(
     resumed_from, resumed_step = find_resume(run)
     metrics = MetricsCsv(run.metrics)
     metrics.continue_from(resumed_step if resumed_from else 0)
+    wandb = None
     if _is_first_rank():
         baselines = measure_baselines(
             [recording.frames for recording in data.train_recordings],
@@ -361,14 +294,17 @@ def _fit(
         )
         write_json(run.baselines, baselines)
         _say_what_starts(config, place, data, module, run, baselines, resumed_step if resumed_from else None)
+        wandb = _open_dashboards(config, data, run, baselines)
 
     checkpoints = Checkpoints(run, config.unfreezing, config.checkpoint_minutes, request)
     is_terminal = sys.stdout.isatty()
+    listening = Listening(config.listening, run, data.validation_recordings, data.mode, config.unfreezing, wandb)
     callbacks: list[pl.Callback] = [
         Unfreezing(config.unfreezing, module.model, config.waiting_layers),
+        LayerFigures(config.unfreezing),
         *([make_averaging(config.optim.ema_decay)] if config.optim.ema_decay else []),
         Speed(config.log_every_steps),
-        Listening(config.listening, run, data.validation_recordings, data.mode, config.unfreezing),
+        listening,
         TQDMProgressBar() if is_terminal else PlainLines(config.unfreezing, config.stop.epochs),
         checkpoints,
     ]
@@ -376,7 +312,6 @@ def _fit(
         callbacks.append(EarlyStopping(module.headline, patience=config.stop.patience, check_on_train_epoch_end=False))
     if config.stop.hours:
         callbacks.append(Timer({"hours": config.stop.hours}, verbose=False))  # type: ignore[dict-item]
-    loggers = [metrics, *_wandb_logger(config, run)]
     with warnings.catch_warnings():
         # Batches come ready-made from memory (data.py): loader workers would only copy them.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -407,7 +342,7 @@ def _fit(
             log_every_n_steps=config.log_every_steps,
             accumulate_grad_batches=config.compute.accumulate_batches,
             gradient_clip_val=config.optim.clip_norm,
-            logger=loggers,
+            logger=[metrics, Curves(wandb, baseline_lines(baselines))] if wandb else metrics,
             callbacks=callbacks,
             enable_progress_bar=is_terminal,
             enable_model_summary=False,
@@ -421,10 +356,11 @@ def _fit(
             steps = trainer.global_step
             if checkpoints.validated_step != steps:
                 trainer.validate(module, datamodule=data, verbose=False)
+            # Lightning does not, where a run goes on that had stopped right behind its last step.
+            listening.on_train_end(trainer, module)
         finally:
-            for logger in loggers:
-                if isinstance(logger, Dashboard):
-                    logger.end()
+            if wandb:
+                _close_dashboards(wandb, config, run, module.headline, checkpoints.best)
     weights = sum(parameter.numel() for parameter in module.parameters())
     result = {
         "figure": module.headline,

@@ -5,7 +5,8 @@
 1. `measure_preprocess`: CPU time of `jobs.preprocess` beside one plain loop over the same audio, how busy it keeps the
    cores, and the memory of its workers;
 2. `measure_data`: windows a second beside what the training step takes of them;
-3. `measure_training`: the real `train` beside a bare PyTorch loop on the same batches;
+3. `measure_training`: the real `train` beside a bare PyTorch loop on the same batches; `measure_logging`: with all that
+   is logged by default beside none of it;
 4. `measure_generation`: `iterate_babble` beside a bare loop of fused cells;
 5. `measure_evaluation`: what an hour of held-out speech takes `python -m babble.evaluate`, its babble apart;
 6. `measure_ranks`, `measure_stopping`, `measure_streaming` (scaling.py): two processes beside one, how fast a training
@@ -29,7 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -52,6 +53,7 @@ from jobs.measuring import (
     measure_command,
     per_second,
     say,
+    spent_cpu_seconds,
     stay_on_one_core,
     take_turns,
     train_bare,
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
 
 COMMAND = "python -m jobs.benchmark"
 PARTS = (
-    *("preprocess", "data", "training", "generation", "evaluation"),
+    *("preprocess", "data", "training", "logging", "generation", "evaluation"),
     *("nodes", "ranks", "stopping", "sweep", "streaming", "plan"),
 )
 # Whose network the figures "by itself" are of.
@@ -94,8 +96,8 @@ class BenchmarkConfig:
     """Measure how fast babble is, each figure beside its floor.
 
     Attributes:
-        only: The parts to measure: preprocess, data, training, generation, evaluation, nodes, ranks, stopping,
-            sweep, streaming, plan.
+        only: The parts to measure: preprocess, data, training, logging, generation, evaluation, nodes, ranks,
+            stopping, sweep, streaming, plan.
         sources: Recordings to preprocess (MP3, FLAC, WAV, OGG), or folders of them; without, the project's own
             tests/speech is joined in several orders and written as MP3.
         json: A file for every value of every figure.
@@ -106,6 +108,7 @@ class BenchmarkConfig:
         units: Hidden units of each of the three layers, for data and generation.
         training_units: The same for each network that is trained.
         training_steps: Training steps a turn.
+        logging_steps: Training steps from one row of figures to the next, as many with logging as without.
         frames: Frames a turn of one stream, of 64 streams a tenth; rounded up to whole blocks of babble.generate.
         seconds: What a whole `python -m babble.generate` makes.
         held_out_hours: How much speech `python -m babble.evaluate` hears.
@@ -127,6 +130,7 @@ class BenchmarkConfig:
     units: int = 320
     training_units: tuple[int, ...] = (160, 320)
     training_steps: int = 2
+    logging_steps: int = 50
     frames: int = 1000
     seconds: float = 60.0
     held_out_hours: float = 1.0
@@ -140,7 +144,17 @@ class BenchmarkConfig:
         """Refuse what can't be measured."""
         if unknown := [part for part in self.only if part not in PARTS]:
             raise ValueError(f"--only {unknown[0]} is none of {', '.join(PARTS)}.")
-        for key in ("pairs", "turns", "units", "training_steps", "frames", "rank_steps", "trials", "trial_steps"):
+        for key in (
+            "pairs",
+            "turns",
+            "units",
+            "training_steps",
+            "logging_steps",
+            "frames",
+            "rank_steps",
+            "trials",
+            "trial_steps",
+        ):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"--{key} {value}: at least 1 is needed.")
@@ -293,7 +307,8 @@ def _measure_training(units: int, config: BenchmarkConfig, corpus: Path, folder:
     from babble.loaders import DataConfig
     from babble.metrics import Speed
     from babble.module import OptimConfig
-    from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig, train
+    from babble.tracking import WandbConfig
+    from babble.train import ComputeConfig, StopConfig, TrainConfig, train
 
     turns: list[tuple[float, float]] = []
     frames = config.training_steps * BATCH_SIZE * WINDOW_FRAMES
@@ -346,6 +361,70 @@ def measure_training(config: BenchmarkConfig, folder: Path) -> list[Figure]:
         say(f"training: 3x{units}")
         figures += in_own_process(_measure_training, units, config, corpus, folder)
     return figures
+
+
+def _measure_logging(config: BenchmarkConfig, corpus: Path, folder: Path) -> list[Figure]:
+    import babble.train
+    from babble.listening import ListeningConfig
+    from babble.metrics import Speed
+    from babble.tracking import WandbConfig
+    from babble.train import ComputeConfig, StopConfig, TrainConfig, train
+
+    recipe = read_config(TrainConfig, ["--config", str(DEFAULT_RECIPE)])
+    frames = config.logging_steps * recipe.data.batch_size * recipe.data.window_frames
+    moments: list[tuple[float, float, float]] = []
+
+    class Turns(Speed):
+        """Stands in for the training's own Speed, and turns all logging off and on after each row of figures."""
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            # A row is written between the end of a step and the start of the next.
+            if trainer.global_step % config.logging_steps:
+                return
+            moments.append((time.perf_counter(), *spent_cpu_seconds()))
+            is_logged = len(moments) % 2 == 1
+            trainer.log_every_n_steps = config.logging_steps if is_logged else sys.maxsize
+            pl_module.log = self.log if is_logged else lambda *args, **kwargs: None
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            self.log = pl_module.log
+
+    settings = replace(
+        recipe,
+        name="logging",
+        runs=folder,
+        data=replace(recipe.data, shards=corpus),
+        # One more step, before which the last turn ends.
+        stop=StopConfig(steps=2 * (config.turns + 1) * config.logging_steps + 1),
+        # As short as can be: none of it is measured.
+        listening=ListeningConfig(every_epochs=0, seeds=1, frames=2),
+        log_every_steps=config.logging_steps,
+        compute=ComputeConfig(accelerator="cpu", threads=1),
+        wandb=WandbConfig(mode="offline"),
+    )
+    with mock.patch.object(babble.train, "Speed", Turns), redirect_stdout(io.StringIO()):
+        train(settings)
+    seconds, ours, wandbs = np.diff(np.array(moments), axis=0)[2:].T
+    speeds, cpu = frames / seconds, ours + wandbs
+    name = f"logging, {DEFAULT_RECIPE.stem}"
+    note = f"metrics.csv and W&B offline, a row every {config.logging_steps} steps, one thread; beside it no self.log"
+    apart = f"of it W&B's own processes {wandbs.sum() / cpu.sum():.1%}, which run in both turns"
+    return [
+        Figure(name, "frames/s", tuple(speeds[::2]), tuple(speeds[1::2]), at_least=0.97, note=note),
+        Figure(f"{name}, CPU time", "CPU s", tuple(cpu[::2]), tuple(cpu[1::2]), at_most=1.03, note=apart),
+    ]
+
+
+def measure_logging(config: BenchmarkConfig, folder: Path) -> list[Figure]:
+    """Return the speed of a training that logs as by default, beside its speed without, turn by turn in one process."""
+    from babble.train import TrainConfig
+
+    say("logging")
+    data = read_config(TrainConfig, ["--config", str(DEFAULT_RECIPE)]).data
+    # One epoch, as what lies between two is no training.
+    frames = 2 * (config.turns + 2) * config.logging_steps * data.batch_size * data.window_frames
+    corpus = make_corpus(folder, frames / MODE.frames_per_second / 3600)
+    return in_own_process(_measure_logging, config, corpus, folder)
 
 
 # ---- 4. generation
@@ -548,7 +627,7 @@ def measure_evaluation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
 def measure(config: BenchmarkConfig) -> list[Figure]:
     """Return every figure that is asked for, in order of the parts."""
     parts: tuple[Callable[[BenchmarkConfig, Path], list[Figure]], ...] = (
-        *(measure_preprocess, measure_data, measure_training, measure_generation, measure_evaluation),
+        *(measure_preprocess, measure_data, measure_training, measure_logging, measure_generation, measure_evaluation),
         lambda config, folder: measure_nodes(folder, config.pairs or 3, config.speech_hours),
         lambda config, folder: measure_ranks(folder, config.turns, config.rank_steps),
         lambda config, folder: measure_stopping(folder, config.turns),

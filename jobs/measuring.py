@@ -210,6 +210,11 @@ def _read_family() -> dict[int, _Process]:
     return {pid: processes[pid] for pid in family}
 
 
+def spent_cpu_seconds() -> tuple[float, float]:
+    """Return the CPU time of this process so far, and of all that came of it and lives."""
+    return time.process_time(), sum(process.seconds for process in _read_family().values())
+
+
 def _read_status(pid: int, file: str, key: str) -> str:
     try:
         for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():

@@ -10,7 +10,8 @@ In: files, folders and zips of MP3, FLAC, WAV, OGG, M4B, AAC, .c2 or .c2cb. Step
 4. when all is staged, recordings are split and written as shards, the manifest last, and the staging is removed.
 
 Only so many pieces are under way that every encoder has work, so memory does not grow with the length of a recording.
-Killed at any moment, the same command does what is missing. Out: a folder of shards, its manifest and report.txt.
+Killed at any moment, the same command does what is missing. Out: a folder of shards, its manifest and report.txt, and
+where asked for (--wandb.mode) a run in W&B.
 """
 
 import contextlib
@@ -25,8 +26,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from babble.codec import parse_c2, parse_c2cb
 from babble.commands import CommandError, Interrupted, config_to_dict, run_command
@@ -41,6 +45,7 @@ from babble.shards import (
     write_manifest,
     write_shards,
 )
+from babble.tracking import WandbConfig, open_wandb
 from jobs.progress import Progress
 from jobs.staging import STAGING, FolderInUse, Staging, refuse_other_settings
 from preprocessing.audio import MIN_SECONDS, BadRecording, open_recording
@@ -76,6 +81,7 @@ class PreprocessConfig:
         nodes: How many nodes of that cluster to wait for, a minute at most.
         share: I/N, for the jobs of an array: encode every N-th recording from the I-th on, counted from 0. The last of
             the N to end writes the shards.
+        wandb: Where hours, speed, failures and a histogram of each field are shown at the end; by default nowhere.
     """
 
     sources: tuple[Path, ...] = ()
@@ -90,6 +96,7 @@ class PreprocessConfig:
     address: str | None = None
     nodes: int = 1
     share: str | None = None
+    wandb: WandbConfig = field(default_factory=lambda: WandbConfig(mode="off"))
 
     def __post_init__(self) -> None:
         """Refuse what can't work, before any work."""
@@ -108,6 +115,8 @@ class PreprocessConfig:
                 raise ValueError(f"--{name} {value} must be at least {least}.")
         if self.nodes > 1 and self.address is None:
             raise ValueError(f"--nodes {self.nodes} has no effect without --address: only a Ray cluster has nodes.")
+        if self.wandb.mode != "off" and find_spec("wandb") is None:
+            raise ValueError(f"--wandb.mode {self.wandb.mode} needs W&B: pip install 'babble[dashboard]'.")
         self.which_share()
 
     def which_share(self) -> tuple[int, int] | None:
@@ -643,6 +652,8 @@ def _finish(
             raise CommandError(f"nothing is left to train on: {_list_failures(failures)}")
         manifest = _write_folder(config, mode, staging, facts, parts, failures)
         lines += _describe(manifest, config, encoded, ray_seconds)
+        if config.wandb.mode != "off":
+            _show_in_wandb(manifest, config, encoded, staging)
     if found.ignored:
         lines.append(f"ignored, as they are no audio: {len(found.ignored)} files")
     if failures:
@@ -728,6 +739,31 @@ def _describe(
         f"{ray_seconds[0]:.1f} s to start and {ray_seconds[1]:.1f} s to stop"
     )
     return lines
+
+
+def _show_in_wandb(manifest: Manifest, config: PreprocessConfig, encoded: Encoded, staging: Staging) -> None:
+    """Log what came of the recordings, while they are staged still."""
+    out, mode = config.out, manifest.mode
+    assert out is not None
+    wandb = replace(config.wandb, group=config.wandb.group or "preprocess")
+    name = f"preprocess-{out.name}"
+    opened = open_wandb(wandb, out, name, config_to_dict(config), job_type="preprocess")
+    if opened is None:
+        return
+    figures: dict[str, float] = {f"corpus/hours/{split}": manifest.split_hours(split) for split in SPLITS}
+    recordings = {recording["name"]: recording["sha256"] for recording in manifest.recordings}
+    figures |= {"corpus/recordings": len(recordings), "corpus/failures": len(manifest.failures)}
+    if encoded.wall_seconds:
+        figures["corpus/times_real_time"] = encoded.seconds / encoded.wall_seconds
+    counts = [np.zeros(levels, np.int64) for levels in mode.levels]
+    for recording, sha256 in recordings.items():
+        frames = unpack_packets(staging.read_packets(recording, sha256), mode)
+        for f, count in enumerate(counts):
+            count += np.bincount(frames[:, f], minlength=len(count))
+    histograms = {f"fields/{field.name}": count for field, count in zip(mode.fields, counts, strict=True)}
+    opened.log_corpus(figures, histograms, manifest.failures)
+    opened.log_file(out / MANIFEST, f"corpus-{out.name}", "dataset")
+    opened.close()
 
 
 if __name__ == "__main__":

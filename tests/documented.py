@@ -17,7 +17,20 @@ from babble.commands import read_config
 ROOT = Path(__file__).parent.parent
 FENCED_SH = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Not ours to check: a command that begins so is taken as it is.
-FROM_OUTSIDE = ("aplay", "apt-get", "cd", "export", "git", "python3", "source", "squeue", "sudo", "unzip", "wget")
+FROM_OUTSIDE = (
+    "aplay",
+    "apt-get",
+    "cd",
+    "export",
+    "git",
+    "python3",
+    "source",
+    "squeue",
+    "sudo",
+    "unzip",
+    "wandb",
+    "wget",
+)
 # What each script of slurm/ hands its words to.
 SCRIPTS = {
     "slurm/preprocess.sh": "jobs.preprocess",

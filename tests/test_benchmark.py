@@ -1,5 +1,6 @@
 """The benchmark measures what it says: its floors do the same work, its sums are whole. Never how fast anything is."""
 
+import csv
 import itertools
 import json
 import os
@@ -29,6 +30,7 @@ from jobs.benchmark import (
     find_recordings,
     measure_evaluation,
     measure_generation,
+    measure_logging,
     measure_preprocess,
     measure_training,
     plain_babble,
@@ -73,6 +75,7 @@ TINY = BenchmarkConfig(
     units=8,
     training_units=(8,),
     training_steps=1,
+    logging_steps=2,
     frames=20,
     seconds=1.0,
     held_out_hours=0.01,
@@ -297,6 +300,17 @@ def test_training_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:
     figures = measure_training(TINY, tmp_path)
     check_figures(figures, ["training, 2017 3x8"])
     assert len(figures[0].floors) == TINY.turns
+
+
+def test_logging_is_measured_beside_none(tmp_path: Path) -> None:
+    figures = measure_logging(TINY, tmp_path)
+    check_figures(figures, ["logging, babble-cpu", "logging, babble-cpu, CPU time"])
+    assert [len(figure.floors) for figure in figures] == 2 * [TINY.turns]
+    # Every other turn ends with a row, and those between with none.
+    with (tmp_path / "logging" / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["gradient_norm/head"]] == [1, 5, 9]
+    (log,) = (tmp_path / "logging" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"gradient_norm/head" in log.read_bytes()
 
 
 def test_generation_is_measured_beside_the_bare_loop(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from babble.evaluate import (
 from babble.frames import MODES, Mode, unpack_packets
 from babble.generate import generate_frames
 from babble.model import Babbler, ModelConfig
-from babble.module import BabbleModule, OptimConfig, held_out_figures, measure_costs, sum_costs
+from babble.module import BabbleModule, OptimConfig, cost_figures, measure_costs, sum_costs
 from babble.run import RunFolder
 
 MODE = MODES["1300"]
@@ -94,12 +94,12 @@ def test_what_is_drawn_at_temperature_1_costs_its_entropy_when_it_is_judged(head
 
 
 @pytest.mark.parametrize("head", ["regression", "categorical"])
-def test_held_out_figures_are_those_of_training_by_field_too(head: str):
+def test_cost_figures_are_those_of_training_by_field_too(head: str):
     model = _sharp_model(head)
     recordings = [_speech(40, 1), _speech(25, 2)]
     figures = measure_held_out(model, recordings)
     tensors = [torch.from_numpy(frames.astype(np.int64))[None] for frames in recordings]
-    for name, value in held_out_figures(sum(sum_costs(model, t) for t in tensors), model, MODE).items():
+    for name, value in cost_figures(sum(sum_costs(model, t) for t in tensors), model, MODE).items():
         assert figures[name] == pytest.approx(value, rel=1e-5)
     assert figures["intervals"]["error_levels"] is None
     if head == "regression":

@@ -55,6 +55,13 @@ def test_a_training_node_needs_no_ray(tmp_path: Path) -> None:
         run(python, tmp_path, "-m", program, "--help")
 
 
+def test_dashboards_need_no_torch(tmp_path: Path) -> None:
+    python = install(tmp_path, "dashboard")
+    assert_not_installed(python, tmp_path, "torch", "ray")
+    run(python, tmp_path, "-m", "babble.dashboard", "--entity", "us", "--out", str(tmp_path / "dashboard.json"))
+    assert (tmp_path / "dashboard.json").is_file()
+
+
 def test_a_tuning_node_has_both(tmp_path: Path) -> None:
     python = install(tmp_path, "tune")
     run(python, tmp_path, "-c", "import babble.train, ray.tune, optuna")

@@ -18,7 +18,7 @@ FOLDERS = ("babble", "preprocessing", "jobs")
 # Imports within babble/ go one way: a module may import those before it.
 BABBLE_ORDER = (
     *("frames", "what_if", "commands", "cluster"),
-    *("codec", "shards", "run", "cells", "drawing", "heads", "plots"),
+    *("codec", "shards", "run", "tracking", "cells", "drawing", "heads", "plots"),
     *("detectors", "battery"),
     *("model", "loaders", "streaming", "data"),
     *("unfreezing", "averaging", "module", "generate", "voice"),
@@ -45,7 +45,8 @@ ACROSS_FOLDERS = (
 # A library, and the only ones that may import it: a folder stands for all its modules.
 ONLY_IN = {
     "ray": ("jobs", "babble.trial", "babble.tune"),
-    "wandb": ("babble.listening", "babble.train", "babble.tune", "babble.dashboard", "jobs.preprocess"),
+    "wandb": ("babble.tracking", "babble.dashboard"),
+    "wandb_workspaces": ("babble.dashboard",),
     "pytorch_lightning": tuple(
         f"babble.{name}"
         for name in (
@@ -61,6 +62,7 @@ ONLY_IN = {
 # These, and whatever of the house they import, do without torch.
 WITHOUT_TORCH = (
     *("babble.frames", "babble.commands", "babble.codec", "babble.shards", "babble.run", "babble.plots"),
+    *("babble.tracking", "babble.dashboard"),
     *("babble.what_if", "babble.detectors", "babble.battery", "babble.space", "babble.sweep"),
     *("preprocessing", "jobs.preprocess"),
 )
@@ -151,6 +153,8 @@ def test_every_module_of_babble_has_its_place_in_the_order() -> None:
         ("babble.cells", "from babble import model", "does not come before it"),
         ("babble.model", "from .train import train", "does not come before it"),
         ("babble.model", "def f():\n    import wandb.plot", "imports wandb"),
+        ("babble.train", "import wandb", "imports wandb"),
+        ("babble.train", "import wandb_workspaces.workspaces", "imports wandb_workspaces"),
         ("babble.train", "from ray.tune import Tuner", "imports ray"),
         ("babble.model", "import pytorch_lightning as pl", "imports pytorch_lightning"),
         ("babble.train", "from lightning.pytorch import Trainer", "imports lightning"),
@@ -173,7 +177,8 @@ def test_a_planted_violation_is_found(name: str, source: str, what: str) -> None
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("babble.train", "import wandb\nimport pytorch_lightning\nfrom babble import model"),
+        ("babble.train", "import pytorch_lightning\nfrom babble import model"),
+        ("babble.tracking", "import wandb"),
         ("babble.generate", "import torch\nfrom preprocessing.audio import read_audio"),
         ("jobs.preprocess", "import ray\nfrom babble.shards import write_shards\nfrom preprocessing import audio"),
     ],
@@ -192,6 +197,7 @@ def test_what_the_design_allows_passes(name: str, source: str) -> None:
         ("jobs.preprocess", "webdataset"),
         ("babble.plots", "torch"),
         ("babble.train", "ray"),
+        ("babble.tracking", "wandb"),
     ],
 )
 def test_importing_it_does_not_import(module: str, library: str) -> None:

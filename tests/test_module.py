@@ -1,5 +1,7 @@
 """What is minimised, what is measured on held-out speech, and how fast the weights move."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from babble.module import (
     AHEAD_WEIGHT,
     BabbleModule,
     OptimConfig,
-    held_out_figures,
+    cost_figures,
     lr_factor,
     measure_costs,
     replace_levels,
@@ -20,6 +22,8 @@ from babble.module import (
 )
 
 MODE = MODES["1300"]
+# Of a training in a step whose figures are not written.
+TRAINER = SimpleNamespace(global_step=0, log_every_n_steps=2)
 
 
 def _speech(frames: int, batch: int = 1) -> torch.Tensor:
@@ -47,7 +51,7 @@ def test_the_figures_are_means_over_every_frame_but_the_first():
     hidden_BTH, _ = model(recording[:, :-1])
     bits_TF = model.typed_head.cost(hidden_BTH, recording[:, 1:])[0]
     error_TF = (model.typed_head.guess(hidden_BTH) - recording[:, 1:]).abs()[0]
-    figures = held_out_figures(sum_costs(model, recording), model, MODE)
+    figures = cost_figures(sum_costs(model, recording), model, MODE)
     assert figures["bits_per_frame"] == pytest.approx(bits_TF.sum(dim=1).mean().item(), rel=1e-5)
     assert figures["error_levels"] == pytest.approx(error_TF.mean().item(), rel=1e-5)
     assert figures["bits/lsp"] == pytest.approx(bits_TF[:, 6:].sum(dim=1).mean().item(), rel=1e-5)
@@ -57,11 +61,11 @@ def test_the_figures_are_means_over_every_frame_but_the_first():
 
 
 def test_a_head_without_likelihood_reports_no_bits_and_labels_no_error():
-    figures = held_out_figures(sum_costs(_model("regression"), _speech(9)), _model("regression"), MODE)
+    figures = cost_figures(sum_costs(_model("regression"), _speech(9)), _model("regression"), MODE)
     assert not any("bits" in name for name in figures)
     labels = Babbler(ModelConfig(num_layers=1, units=4), MODES["700C"])
     sums = sum_costs(labels, torch.zeros(1, 5, 4, dtype=torch.long))
-    assert not any("error" in name for name in held_out_figures(sums, labels, MODES["700C"]))
+    assert not any("error" in name for name in cost_figures(sums, labels, MODES["700C"]))
 
 
 def test_learning_from_the_last_step_alone():
@@ -72,6 +76,7 @@ def test_learning_from_the_last_step_alone():
         torch.manual_seed(0)
         trained = BabbleModule(config, MODE, OptimConfig(loss_steps=steps))
         trained.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        trained.trainer = TRAINER  # type: ignore[assignment]
         losses[steps] = trained.training_step(Batch(windows, torch.ones(3, dtype=torch.bool)), 0)
         hidden_BTH, _ = trained.model(windows[:, :-1])
         cost = trained.model.typed_head.cost(hidden_BTH, windows[:, 1:])
@@ -83,6 +88,7 @@ def _untrained(config: ModelConfig, optim: OptimConfig | None = None) -> BabbleM
     torch.manual_seed(0)
     made = BabbleModule(config, MODE, optim or OptimConfig())
     made.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    made.trainer = TRAINER  # type: ignore[assignment]
     return made
 
 

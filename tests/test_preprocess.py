@@ -1,6 +1,7 @@
 """The preprocessing job with a real Ray: bytes, kills, bad input, and what it refuses."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,8 @@ import jobs.preprocess
 from babble.codec import encode_pcm, write_c2, write_c2cb
 from babble.commands import CommandError
 from babble.frames import MODES, Mode, get_mode, unpack_packets
-from babble.shards import MANIFEST, read_manifest, read_recordings
+from babble.shards import MANIFEST, SPLITS, read_manifest, read_recordings
+from babble.tracking import WandbConfig
 from jobs.preprocess import PreprocessConfig, preprocess
 from jobs.progress import Progress
 from jobs.staging import STAGING, Staging
@@ -689,6 +691,50 @@ def test_shares_together_write_the_same_bytes(book: Path, tmp_path: Path, undist
     said, _ = again.communicate(timeout=60)
     assert again.returncode == 0
     assert "is finished already" in said
+
+
+def test_where_asked_for_wandb_shows_hours_speed_failures_and_fields(
+    book: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.mp3"
+    bad.write_bytes(b"no sound")
+    out = tmp_path / "shards"
+    preprocess(config([book, bad], out, max_failures=1, wandb=WandbConfig(mode="offline")))
+    (log,) = out.glob("wandb/offline-run-*/run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    records = [json.loads(line) for line in said.splitlines()]
+    (shown,) = (record["history"]["item"] for record in records if record["type"] == "history")
+    manifest = read_manifest(out)
+    assert shown["corpus/hours/train"] == pytest.approx(manifest.split_hours("train"))
+    assert (shown["corpus/recordings"], shown["corpus/failures"], shown["corpus/failed.nrows"]) == (9, 1, 1)
+    assert shown["corpus/times_real_time"] > 0
+    frames = np.concatenate([r.frames for split in SPLITS for r in read_recordings(out, manifest, split)])
+    for f, field in enumerate(M1300.fields):
+        assert shown[f"fields/{field.name}.values"] == np.bincount(frames[:, f], minlength=field.levels).tolist()
+
+
+def test_wandb_that_fails_costs_no_shard(
+    book: Path,
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(**_: Any) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr("wandb.init", fail)
+    preprocess(config(book, tmp_path / "shards", wandb=WandbConfig(mode="offline")))
+    assert capsys.readouterr().err.count("W&B has failed (no luck)") == 1
+    assert hash_folder(tmp_path / "shards") == undisturbed
+
+
+def test_wandb_that_is_not_installed_is_refused_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.preprocess, "find_spec", lambda name: None)
+    config(tmp_path, tmp_path / "shards")
+    with pytest.raises(ValueError, match=r"--wandb.mode offline needs W&B: pip install 'babble\[dashboard\]'"):
+        config(tmp_path, tmp_path / "shards", wandb=WandbConfig(mode="offline"))
 
 
 @pytest.mark.parametrize("share", ["3/3", "1", "a/2", "-1/2", "0/0"])

@@ -20,6 +20,7 @@ from babble.checkpoints import Checkpoints
 from babble.commands import CommandError, Interrupted, config_to_dict
 from babble.listening import ListeningConfig
 from babble.loaders import DataConfig
+from babble.metrics import OF_THE_MACHINE
 from babble.model import ModelConfig
 from babble.module import OptimConfig
 from babble.run import RunFolder
@@ -53,7 +54,7 @@ def _checkpoint(run: Path, which: str = "last") -> dict[str, Any]:
 
 def _metrics(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k != "train/frames_per_second"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in csv.DictReader(file)]
 
 
 def _assert_same_run(run: Path, other: Path) -> None:

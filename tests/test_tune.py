@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from babble.commands import read_config
+from babble.metrics import OF_THE_MACHINE
 from babble.run import RunFolder
 from babble.sweep import SweepFolder
 from babble.tune import TuneConfig
@@ -66,8 +67,8 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 
 def _figures(run: Path) -> list[str]:
     lines = (run / "metrics.csv").read_text().splitlines()
-    speed = lines[0].split(",").index("train/frames_per_second")
-    return [",".join(value for n, value in enumerate(line.split(",")) if n != speed) for line in lines]
+    apart = [n for n, name in enumerate(lines[0].split(",")) if name in OF_THE_MACHINE]
+    return [",".join(value for n, value in enumerate(line.split(",")) if n not in apart) for line in lines]
 
 
 def _trainings(folder: Path) -> list[int]:

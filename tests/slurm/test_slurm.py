@@ -14,6 +14,7 @@ from testbed import ENVIRONMENT, ROOT, SMALL, Slurm, kill_node
 from babble.commands import config_to_dict
 from babble.listening import ListeningConfig
 from babble.loaders import DataConfig
+from babble.metrics import OF_THE_MACHINE
 from babble.model import ModelConfig
 from babble.module import OptimConfig
 from babble.run import RunFolder
@@ -54,7 +55,7 @@ def _rows(run: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open() as file:
-        return [{k: v for k, v in row.items() if k != "train/frames_per_second"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in csv.DictReader(file)]
 
 
 def _assert_same_run(run: Path, other: Path) -> None:
