@@ -88,6 +88,32 @@ def find_resume(run: RunFolder) -> tuple[Path | None, int]:
     return None, 0
 
 
+class StepLimit(pl.Callback):
+    """Ends the training after so many optimizer steps.
+
+    Not Lightning's own `max_steps`: with it, a run that goes on from an epoch's end counts that epoch twice, and its
+    stages and validations come late.
+
+    Args:
+        steps: of the run, all its starts together.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """End a run at once that had stopped right behind its last step."""
+        self._end_if_done(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """End it here if this was the last."""
+        self._end_if_done(trainer)
+
+    def _end_if_done(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
 class Checkpoints(Checkpoint):
     """Keeps last.ckpt, best.ckpt and stage-N.ckpt, and stops the training between two steps when asked to.
 
@@ -155,7 +181,8 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Save when it is time or when asked to stop; then stop."""
         batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if batches >= trainer.num_training_batches or batches % trainer.accumulate_grad_batches:
+        is_last = batches >= trainer.num_training_batches or trainer.should_stop
+        if is_last or batches % trainer.accumulate_grad_batches:
             return
         is_asked = self._is_asked(trainer)
         if is_asked or self._agree(trainer, time.monotonic() - self.saved_at > self.seconds):

@@ -1,7 +1,6 @@
 """Figures of a running training: metrics.csv, curves in W&B, speed, layers, and plain lines for a log."""
 
 import csv
-import math
 import resource
 import sys
 import time
@@ -185,11 +184,18 @@ class LayerFigures(pl.Callback):
 
 
 class PlainLines(pl.Callback):
-    """Says where the training is in plain lines, for a log file: at every validation, and every half a minute."""
+    """Says where the training is in plain lines, for a log file: at every validation, and every half a minute.
 
-    def __init__(self, stages: tuple[Stage, ...], epochs: int | None) -> None:
+    Args:
+        stages: of the unfreezing.
+        epochs: that the training ends after, or None.
+        steps: that the training ends after, for the time left; None where only time tells.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], epochs: int | None, steps: int | None) -> None:
         self.stages = stages
         self.epochs = epochs
+        self.steps = steps
         self.said_at = 0.0
         self.started: tuple[float, int] | None = None
 
@@ -223,8 +229,7 @@ class PlainLines(pl.Callback):
         )
 
     def _minutes_left(self, trainer: pl.Trainer) -> float | None:
-        total = trainer.estimated_stepping_batches
-        if self.started is None or not math.isfinite(total) or trainer.global_step <= self.started[1]:
+        if self.started is None or self.steps is None or trainer.global_step <= self.started[1]:
             return None
         seconds = (time.monotonic() - self.started[0]) / (trainer.global_step - self.started[1])
-        return seconds * (total - trainer.global_step) / 60
+        return seconds * (self.steps - trainer.global_step) / 60

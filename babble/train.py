@@ -32,7 +32,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from babble.averaging import make_averaging
 from babble.baselines import baseline_lines, measure_baselines
-from babble.checkpoints import Checkpoints, StopRequest, find_resume
+from babble.checkpoints import Checkpoints, StepLimit, StopRequest, find_resume
 from babble.cluster import Place, find_place, job_id
 from babble.commands import Interrupted, config_to_dict, run_command
 from babble.data import SpeechData
@@ -297,6 +297,7 @@ def _fit(
         wandb = _open_dashboards(config, data, run, baselines)
 
     checkpoints = Checkpoints(run, config.unfreezing, config.checkpoint_minutes, request)
+    total_steps = _total_steps(config, data, place.processes)
     is_terminal = sys.stdout.isatty()
     listening = Listening(config.listening, run, data.validation_recordings, data.mode, config.unfreezing, wandb)
     callbacks: list[pl.Callback] = [
@@ -305,9 +306,11 @@ def _fit(
         *([make_averaging(config.optim.ema_decay)] if config.optim.ema_decay else []),
         Speed(config.log_every_steps),
         listening,
-        TQDMProgressBar() if is_terminal else PlainLines(config.unfreezing, config.stop.epochs),
+        TQDMProgressBar() if is_terminal else PlainLines(config.unfreezing, config.stop.epochs, total_steps),
         checkpoints,
     ]
+    if config.stop.steps:
+        callbacks.append(StepLimit(config.stop.steps))
     if config.stop.patience:
         callbacks.append(EarlyStopping(module.headline, patience=config.stop.patience, check_on_train_epoch_end=False))
     if config.stop.hours:
@@ -337,7 +340,6 @@ def _fit(
             else "auto",
             precision=config.compute.precision,  # type: ignore[arg-type]
             max_epochs=config.stop.epochs or -1,
-            max_steps=config.stop.steps or -1,
             check_val_every_n_epoch=config.validate_every_epochs,
             log_every_n_steps=config.log_every_steps,
             accumulate_grad_batches=config.compute.accumulate_batches,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -104,19 +105,36 @@ def test_a_training_learns(undisturbed: TrainResult):
     assert figures[-1] < figures[0]
 
 
-@pytest.mark.parametrize("stops", [[1], [4], [6], [2, 8, 9, 19], [20]], ids=str)
-def test_stopped_between_any_two_steps_a_run_ends_the_same(
-    stops: list[int], undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
-):
-    config = _config(speech_shards, tmp_path, "stopped")
+def _train_with_stops(config: TrainConfig, stops: Iterable[int]) -> TrainResult:
+    """Train to the end, asked to stop after each of these steps."""
     for stop in stops:
         with (
             mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer, stop=stop: trainer.global_step >= stop),
             pytest.raises(Interrupted, match=f"stopped at step {stop}"),
         ):
             train(config)
-    assert train(config).best == undisturbed.best
+    return train(config)
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [6], [2, 8, 9, 19], [20]], ids=str)
+def test_stopped_between_any_two_steps_a_run_ends_the_same(
+    stops: list[int], undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    config = _config(speech_shards, tmp_path, "stopped")
+    assert _train_with_stops(config, stops).best == undisturbed.best
     _assert_same_run(tmp_path / "stopped", undisturbed.run)
+
+
+@pytest.mark.parametrize("steps", [16, 18], ids=["an epoch's end", "within an epoch"])
+def test_stopped_everywhere_a_run_of_so_many_steps_ends_the_same(steps: int, speech_shards: Path, tmp_path: Path):
+    stop = StopConfig(steps=steps)
+    config, undisturbed = (
+        _rich_config(speech_shards, tmp_path, name, stop=stop, validate_every_epochs=2) for name in ("stopped", "whole")
+    )
+    assert _train_with_stops(config, range(1, steps + 1)) == dataclasses.replace(
+        train(undisturbed), run=tmp_path / "stopped"
+    )
+    _assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def _rich_config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
@@ -143,13 +161,7 @@ def test_streams_noise_and_averaged_weights_survive_a_stop(
     stops: list[int], rich: TrainResult, speech_shards: Path, tmp_path: Path
 ):
     config = _rich_config(speech_shards, tmp_path, "stopped")
-    for stop in stops:
-        with (
-            mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer, stop=stop: trainer.global_step >= stop),
-            pytest.raises(Interrupted, match=f"stopped at step {stop}"),
-        ):
-            train(config)
-    assert train(config).best == rich.best
+    assert _train_with_stops(config, stops).best == rich.best
     _assert_same_run(tmp_path / "stopped", rich.run)
     assert _checkpoint(tmp_path / "stopped", "stage-1")["asleep_layers"] == [2]
     assert _checkpoint(tmp_path / "stopped", "stage-2")["asleep_layers"] == []
