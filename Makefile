@@ -32,7 +32,7 @@ demo: $(INSTALLED) ## Learn from tests/speech and babble for a minute into babbl
 	@echo "Made:"
 	@echo "  babble.wav   a few real seconds, then a minute that nobody ever said: listen to it"
 	@echo "  babble.png   its pitch, energy and spectrum"
-	@echo "  runs/demo    the run: config, metrics, checkpoints, and what it sounded like as it learned (listening/)"
+	@echo "  runs/demo    the run: config, metrics, checkpoints; open report.html there to see and hear how it learned"
 	@echo "  shards/demo  the speech it learned from, as Codec 2 frames"
 	@echo "Next:"
 	@echo "  $(RUN) -m babble.generate runs/demo --seconds 60 --temperature 0.9 --out other.wav"

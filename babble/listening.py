@@ -3,9 +3,9 @@
 In the run folder:
 
     listening/seeds/1.c2 ...             the seeds, and seeds.json: where they are from
-    listening/real/1.wav 1.png ...       what the voice itself said there, once
+    listening/real/1.wav 1.c2 1.png ...  what the voice itself said there, once: sound, frames and plot
     listening/real/progression.png       the 2017 progression plot of the held-out speech
-    listening/epoch-0060/1.wav 1.png     what the network says, and its progression plot
+    listening/epoch-0060/1.wav ...       what the network says, and its progression plot
     listening/*/measures.json            how each clip sounds behind its seed, by measure
 
 and the same in the W&B run; means of the measures are figures, `sound/MEASURE` and `sound/real/MEASURE`.
@@ -172,6 +172,7 @@ class Listening(pl.Callback):
         folder = self.run.listening / name
         folder.mkdir(parents=True, exist_ok=True)
         for number, frames in enumerate(clips, 1):
+            write_c2(folder / f"{number}.c2", frames, self.mode)
             pcm = decode_frames(frames, self.mode)
             soundfile.write(folder / f"{number}.wav", pcm, SAMPLE_RATE_HZ)
             title = f"{self.run.path.name}, {name}, seed {number}"

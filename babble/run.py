@@ -9,6 +9,7 @@ runs/NAME/
     listening/         seeds/N.c2, real/, epoch-NNNN/: what one can hear and see
     wandb/ wandb_id    the W&B run, offline without a key
     notes.md           what one wants to remember of it; written by hand, shown in W&B
+    report.html        all of it on one page
     finished.json      written at the end: its best figure and how many steps it took
 """
 
@@ -62,6 +63,11 @@ class RunFolder:
     def finished(self) -> Path:
         """The mark of a training that has ended by itself."""
         return self.path / "finished.json"
+
+    @property
+    def report(self) -> Path:
+        """All of it on one page."""
+        return self.path / "report.html"
 
     @property
     def listening(self) -> Path:

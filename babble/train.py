@@ -5,7 +5,7 @@
 1. Everything that can be refused is refused first: settings, shards, the run folder.
 2. The run folder is claimed; a run of that name and the same settings goes on from its last checkpoint, bit for bit
    as if it had never stopped; a finished one says so.
-3. Lightning trains; callbacks unfreeze, listen, keep checkpoints and metrics.
+3. Lightning trains; callbacks unfreeze, listen, keep checkpoints and metrics. At the end a page shows it: report.html.
 4. Ctrl-C, SIGTERM or SIGUSR1: the step at hand is finished, a checkpoint written, and the command ends with code 128 +
    the signal's number.
 
@@ -42,6 +42,7 @@ from babble.loaders import DataConfig
 from babble.metrics import Curves, LayerFigures, MetricsCsv, PlainLines, Speed
 from babble.model import ModelConfig
 from babble.module import BabbleModule, OptimConfig
+from babble.report import write_report
 from babble.run import RunFolder, git_revision
 from babble.shards import MANIFEST, write_json
 from babble.tracking import STEP, WandbConfig, WandbRun, open_wandb
@@ -373,7 +374,16 @@ def _fit(
     }
     if trainer.is_global_zero:
         write_json(run.finished, result)
+        _report(run)
     return TrainResult(run.path, **result)  # type: ignore[arg-type]
+
+
+def _report(run: RunFolder) -> None:
+    try:
+        write_report([run.path], run.report)
+    # A page is not worth a training, whatever went wrong with it.
+    except Exception as error:
+        print(f"{run.report} could not be written: {error}\nTry: python -m babble.report {run.path}", file=sys.stderr)
 
 
 def _say_what_starts(
@@ -420,7 +430,8 @@ def _work(config: TrainConfig) -> None:
         print(
             f"{result.run}: done after {result.steps} steps, best {result.figure} {result.best:.4f} on held-out speech."
         )
-    print(f"Hear it: {result.run}/listening, or: python -m babble.generate {result.run} --seconds 60 --out babble.wav")
+    print(f"See and hear it: {RunFolder(result.run).report}")
+    print(f"Hear more: python -m babble.generate {result.run} --seconds 60 --out babble.wav")
 
 
 def main() -> None:

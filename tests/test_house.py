@@ -22,8 +22,8 @@ BABBLE_ORDER = (
     *("detectors", "battery"),
     *("model", "loaders", "streaming", "data"),
     *("unfreezing", "averaging", "module", "generate", "voice"),
-    *("baselines", "discriminator", "evaluate", "listening", "checkpoints", "metrics", "report"),
-    *("space", "sweep", "trial"),
+    *("baselines", "discriminator", "evaluate", "listening", "checkpoints", "metrics"),
+    *("space", "sweep", "report", "trial"),
     *("train", "tune", "dashboard"),
 )
 
@@ -62,7 +62,7 @@ ONLY_IN = {
 # These, and whatever of the house they import, do without torch.
 WITHOUT_TORCH = (
     *("babble.frames", "babble.commands", "babble.codec", "babble.shards", "babble.run", "babble.plots"),
-    *("babble.tracking", "babble.dashboard"),
+    *("babble.tracking", "babble.dashboard", "babble.report"),
     *("babble.what_if", "babble.detectors", "babble.battery", "babble.space", "babble.sweep"),
     *("preprocessing", "jobs.preprocess"),
 )
