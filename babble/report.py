@@ -1,6 +1,6 @@
 """Runs and sweeps on one page to look at and listen to: a single file that needs no network.
 
-    python -m babble.report runs/A [runs/B ...] --out report.html
+    python -m babble.report runs/A [runs/B ...] [--sources RECORDINGS...] --out report.html
 
 1. `read_run` and `read_sweep` take from a folder what it holds: settings, figures, curves, evaluations, trials. What a
    run has not got yet is left out.
@@ -8,7 +8,8 @@
 3. `build_page` puts all of it, as JSON, into page/page.html with the style and the script beside it, and with uPlot,
    which draws the curves. A Content-Security-Policy lets these scripts run and forbids every request.
 
-Shards hold codec frames and no recordings, so what the page calls real speech is the codec's rendering of it.
+Shards hold codec frames and no recordings, so what the page calls real speech is the codec's rendering of it. Where the
+recordings are named (`--sources`, as `jobs.preprocess` took them) they stand before it.
 """
 
 import base64
@@ -19,6 +20,7 @@ import io
 import json
 import math
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,10 +34,12 @@ import yaml
 from babble.battery import format_battery
 from babble.codec import read_c2
 from babble.commands import flatten, run_command
-from babble.frames import MODES, Mode, energy_db, lsp_hz, pitch_hz
+from babble.frames import MODES, SAMPLE_RATE_HZ, Mode, energy_db, lsp_hz, pitch_hz
 from babble.run import RunFolder
 from babble.shards import write_bytes
 from babble.sweep import SweepFolder, rank
+from preprocessing.audio import BadRecording, open_recording
+from preprocessing.sources import FRAME_SUFFIXES, Source, find_sources, open_source
 
 PAGE = Path(__file__).parent / "page"
 # More points than a curve has pixels are not seen.
@@ -52,11 +56,13 @@ class ReportConfig:
         runs: folders of runs and sweeps, as in runs/NAME.
         out: the page, one HTML file that needs no network.
         epochs: how many of each run's listenings can be heard, evenly spread and the last among them; all are named.
+        sources: the recordings, as jobs.preprocess took them, to hear beside what the codec leaves of them.
     """
 
     runs: tuple[Path, ...] = ()
     out: Path = Path("report.html")
     epochs: int = 3
+    sources: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a page of nothing."""
@@ -179,8 +185,8 @@ def read_run(run: RunFolder, name: str, epochs: int) -> dict[str, Any]:
 # ---- clips
 
 
-def encode_flac(path: Path) -> tuple[str, float]:
-    """Return a sound file as FLAC in base64, the same values in half the bytes, and its seconds.
+def read_sound(path: Path) -> tuple[np.ndarray, int]:
+    """Return a sound file as int16 pcm (N,), and how many values a second it has.
 
     Raises:
         ValueError: it can't be read.
@@ -189,9 +195,33 @@ def encode_flac(path: Path) -> tuple[str, float]:
         pcm, rate_hz = soundfile.read(path, dtype="int16")
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} can't be read ({error.error_string}): move it away to report the rest.") from None
-    flac = io.BytesIO()
-    soundfile.write(flac, pcm, rate_hz, format="FLAC", subtype="PCM_16")
-    return base64.b64encode(flac.getvalue()).decode(), len(pcm) / rate_hz
+    return pcm, rate_hz
+
+
+def read_part(source: Source, first_second: float, seconds: float) -> np.ndarray:
+    """Return a part of a recording as int16 pcm (N,) at 8 kHz, shorter where the recording ends.
+
+    Raises:
+        ValueError: it can't be read, or holds codec frames and no sound.
+    """
+    if source.suffix in FRAME_SUFFIXES:
+        raise ValueError(f"--sources {source.file} holds codec frames and no sound: leave it away.")
+    first, end = (round(second * SAMPLE_RATE_HZ) for second in (first_second, first_second + seconds))
+    blocks, read = [], 0
+    try:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            open_source(source, Path(scratch)) as path,
+            open_recording(path) as recording,
+        ):
+            for block in recording.pcm_blocks():
+                blocks.append(block[max(0, first - read) : end - read])
+                read += len(block)
+                if read >= end:
+                    break
+    except BadRecording as bad:
+        raise ValueError(f"--sources {source.file}: {bad}") from None
+    return np.concatenate(blocks)
 
 
 def describe_frames(frames: np.ndarray, mode: Mode) -> dict[str, Any]:
@@ -212,19 +242,65 @@ def describe_mode(mode: Mode) -> dict[str, Any]:
     return {"frames_per_second": mode.frames_per_second, "fields": fields}
 
 
-def read_clip(path: Path, name: str, detail: str, run: str | None) -> dict[str, Any]:
-    """Return a clip of `listening/`, ready for JSON.
+def make_clip(
+    sound: tuple[np.ndarray, int], frames: dict[str, Any] | None, name: str, detail: str, run: str | None
+) -> dict[str, Any]:
+    """Return a clip, ready for JSON; its sound as FLAC, the same values in half the bytes.
 
     Args:
-        path: its WAV; the frames are in the .c2 beside it, which runs of an older babble lack.
+        sound: int16 pcm (N,), and how many values a second it has.
+        frames: what `describe_frames` says of it.
         name: who speaks.
         detail: what else the page says of it.
         run: the run that speaks; None for real speech.
     """
-    audio, seconds = encode_flac(path)
+    pcm, rate_hz = sound
+    flac = io.BytesIO()
+    soundfile.write(flac, pcm, rate_hz, format="FLAC", subtype="PCM_16")
+    audio = base64.b64encode(flac.getvalue()).decode()
+    return {
+        "name": name,
+        "detail": detail,
+        "run": run,
+        "is_recording": False,
+        "seconds": len(pcm) / rate_hz,
+        "audio": audio,
+        "frames": frames,
+    }
+
+
+def read_clip(path: Path, name: str, detail: str, run: str | None) -> dict[str, Any]:
+    """Return a clip of `listening/`: its WAV, and the frames in the .c2 beside it, which older runs lack."""
     frames = path.with_suffix(".c2")
     described = describe_frames(*read_c2(frames)) if frames.is_file() else None
-    return {"name": name, "detail": detail, "run": run, "seconds": seconds, "audio": audio, "frames": described}
+    return make_clip(read_sound(path), described, name, detail, run)
+
+
+def add_recordings(rows: list[dict[str, Any]], paths: Iterable[Path]) -> None:
+    """Put the recording itself before the codec's rendering in each row that has one, with the picture of its frames.
+
+    Args:
+        rows: what `gather_rows` gave.
+        paths: where the recordings are, as `jobs.preprocess` takes them.
+
+    Raises:
+        FileNotFoundError: a path that is not there.
+        ValueError: a recording is not among them, or can't be read.
+    """
+    paths = list(paths)
+    by_name = {source.name: source for source in find_sources(paths).sources}
+    for row in rows:
+        coded = row["clips"][0]
+        if coded["run"] is not None:
+            continue
+        if row["recording"] not in by_name:
+            raise ValueError(
+                f"--sources {' '.join(map(str, paths))}: no recording there is named {row['recording']}, as in the "
+                "shards. Name the same files or folders as when they were preprocessed."
+            )
+        part = read_part(by_name[row["recording"]], row["second"], coded["seconds"])
+        clip = make_clip((part, SAMPLE_RATE_HZ), coded["frames"], coded["name"], "the recording", None)
+        row["clips"].insert(0, clip | {"is_recording": True})
 
 
 def gather_rows(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -343,12 +419,12 @@ def name_folders(paths: Iterable[Path]) -> dict[Path, str]:
     return {path: name if names.count(name) == 1 else str(path) for path, name in zip(paths, names, strict=True)}
 
 
-def gather_report(paths: Iterable[Path], epochs: int) -> dict[str, Any]:
+def gather_report(paths: Iterable[Path], epochs: int, sources: Sequence[Path] = ()) -> dict[str, Any]:
     """Return all that the page shows of runs and sweeps; a sweep's best run is shown with the runs.
 
     Raises:
         FileNotFoundError: a folder holds neither.
-        ValueError: a file in one is damaged; the message says which.
+        ValueError: a file in one is damaged; the message says which. Or as `add_recordings`.
     """
     folders, sweeps = {}, []
     for path, name in name_folders(paths).items():
@@ -361,6 +437,8 @@ def gather_report(paths: Iterable[Path], epochs: int) -> dict[str, Any]:
             folders[f"{name}/best"] = sweep.best
     runs = [(run, read_run(run, name, epochs)) for name, run in folders.items()]
     rows = gather_rows(runs)
+    if sources:
+        add_recordings(rows, sources)
     modes = {clip["frames"]["mode"] for row in rows for clip in row["clips"] if clip["frames"]}
     return {
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -395,20 +473,22 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def write_report(paths: Iterable[Path], out: Path, epochs: int = ReportConfig.epochs) -> dict[str, Any]:
+def write_report(
+    paths: Iterable[Path], out: Path, epochs: int = ReportConfig.epochs, sources: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Write the page of runs and sweeps, whole or not at all, and return what it shows.
 
     Raises:
         FileNotFoundError, ValueError: as `gather_report`.
     """
-    report = gather_report(paths, epochs)
+    report = gather_report(paths, epochs, sources)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, build_page(report).encode())
     return report
 
 
 def _work(config: ReportConfig) -> None:
-    report = write_report(config.runs, config.out, config.epochs)
+    report = write_report(config.runs, config.out, config.epochs, config.sources)
     clips = sum(len(row["clips"]) for row in report["rows"])
     names = ", ".join(about["name"] for about in (*report["sweeps"], *report["runs"]))
     print(f"{config.out}: {names}; clips: {clips}; {config.out.stat().st_size / 1e6:.1f} MB. Open it in a browser.")

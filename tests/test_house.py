@@ -33,6 +33,8 @@ ACROSS_FOLDERS = (
     ("preprocessing", "babble.codec"),
     # A seed can be the user's own audio.
     ("babble.generate", "preprocessing"),
+    # A report can show the recordings themselves.
+    ("babble.report", "preprocessing"),
     ("jobs", "preprocessing"),
     ("jobs", "babble"),
     # Parts of a job: the jobs themselves nobody imports.

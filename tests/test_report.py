@@ -29,7 +29,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from babble import report as report_module
 from babble.codec import read_c2
 from babble.evaluate import EvaluateConfig, evaluate
-from babble.frames import energy_db, lsp_hz, pitch_hz
+from babble.frames import MODES, energy_db, lsp_hz, pitch_hz
 from babble.listening import ListeningConfig
 from babble.loaders import DataConfig
 from babble.model import ModelConfig
@@ -116,6 +116,41 @@ def test_a_clip_is_the_listening_without_loss_and_its_frames(runs: list[Path]):
     assert [hz is None for hz in clip["frames"]["pitch_hz"]] == np.isnan(pitch).tolist()
     assert clip["frames"]["energy_db"] == pytest.approx(energy_db(frames, mode), abs=0.051)
     assert np.array_equal(clip["frames"]["lsp_hz"], lsp_hz(frames, mode))
+
+
+SPEECH = Path(__file__).parent / "speech"
+
+
+def test_recordings_stand_before_their_coded_speech(runs: list[Path]):
+    rows = gather_report(runs[:1], 1, [SPEECH / "allison-07.ogg"])["rows"]
+    for row in rows:
+        recording, coded = row["clips"][:2]
+        assert (recording["is_recording"], recording["run"], coded["is_recording"]) == (True, None, False)
+        assert recording["seconds"] == coded["seconds"]
+        pcm, rate = soundfile.read(io.BytesIO(base64.b64decode(recording["audio"])), dtype="int16")
+        first = round(row["second"] * rate)
+        whole, _ = soundfile.read(SPEECH / "allison-07.ogg", dtype="int16")
+        # Vorbis is decoded to fractions, which libsndfile rounds in its own way.
+        np.testing.assert_allclose(pcm, whole[first : first + len(pcm)], atol=1)
+        # The same speech at the same time: its loudness goes with that of the frames.
+        energy = energy_db(np.array(coded["frames"]["levels"]), MODES["1300"])
+        assert energy is not None
+        loudness = np.log(np.abs(pcm.reshape(len(energy), -1).astype(float)).mean(axis=1) + 1)
+        assert np.corrcoef(loudness, energy)[0, 1] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("source", "said"), [("allison-01.ogg", "no recording there is named allison-07"), ("nobody.ogg", "does not exist")]
+)
+def test_recordings_that_are_not_there_are_named(source: str, said: str, runs: list[Path]):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        gather_report(runs[:1], 1, [SPEECH / source])
+
+
+def test_frames_are_no_recordings(runs: list[Path], tmp_path: Path):
+    shutil.copy(runs[0] / "listening/real/1.c2", tmp_path / "allison-07.c2")
+    with pytest.raises(ValueError, match="holds codec frames and no sound"):
+        gather_report(runs[:1], 1, [tmp_path / "allison-07.c2"])
 
 
 def test_what_was_run_is_said(runs: list[Path]):
@@ -491,6 +526,21 @@ def test_a_blind_clip_starts_where_the_network_takes_over(browser: webdriver.Chr
     assert [picture.get_attribute("aria-valuenow") for picture in _all(browser, ".picture")[:4]] == 4 * ["8.00"]
     _click(browser, _all(browser, ".play")[0])
     assert _wait(lambda: _now(browser)) >= SEED_FRAMES / 25
+
+
+def test_recordings_are_left_out_where_one_listens_blind(chromium: webdriver.Chrome, runs: list[Path], tmp_path: Path):
+    write_report(runs[:1], tmp_path / "report.html", 1, [SPEECH / "allison-07.ogg"])
+    with _opened(chromium, tmp_path / "report.html"):
+        names = [clip.accessible_name for clip in _all(chromium, ".clip")[:3]]
+        assert names == [
+            f"{name}, seed 1" for name in ("Real speech, the recording", "Real speech, as coded", "first, epoch 3")
+        ]
+        _click(chromium, chromium.find_element(By.CSS_SELECTOR, ".tools button"))
+        assert [clip.accessible_name for clip in _all(chromium, ".clip")[:3]] == [
+            *("Clip A, seed 1", "Clip B, seed 1", "Clip A, seed 2")
+        ]
+        _click(chromium, chromium.find_element(By.CSS_SELECTOR, ".tools button"))
+        assert _all(chromium, ".clip")[0].accessible_name == names[0]
 
 
 def test_curves_zoom_by_drag_and_show_values_and_baselines(browser: webdriver.Chrome):

@@ -176,7 +176,7 @@ const UNVOICED = "○";
 
 class Clip {
   constructor(data, row) {
-    Object.assign(this, { data, row, time: 0, isReal: data.run === null });
+    Object.assign(this, { data, row, time: 0, isReal: data.run === null && !data.is_recording });
     this.button = element("button", { class: "play", type: "button", onclick: () => this.toggle() });
     this.name = element("b", {});
     this.detail = element("span", {});
@@ -206,7 +206,7 @@ class Clip {
       "This is the real one",
     );
     this.mark = swatch(data.run);
-    if (this.isReal) this.mark.style.background = "var(--ink)";
+    if (data.run === null) this.mark.style.background = "var(--ink)";
     const without = data.frames ? null : element("p", { class: "note" }, "No picture: its frames were not kept.");
     this.element = element(
       "article",
@@ -482,6 +482,8 @@ class Row {
     this.data = data;
     this.title = `seed ${n + 1}`;
     this.clips = data.clips.map((clip) => new Clip(clip, this));
+    // A recording that no codec has touched is told from the rest at once.
+    this.blindClips = this.clips.filter((clip) => !clip.data.is_recording);
     this.marked = null;
     this.players = element("div", { class: "clips" }, ...this.clips.map((clip) => clip.element));
     this.element = element(
@@ -499,7 +501,7 @@ class Row {
   }
 
   get isGuessable() {
-    return this.clips.some((clip) => clip.isReal) && this.clips.length > 1;
+    return this.blindClips.some((clip) => clip.isReal) && this.blindClips.length > 1;
   }
 
   mark(marked) {
@@ -509,7 +511,7 @@ class Row {
 
   hide() {
     this.mark(null);
-    const order = this.clips.map((clip) => [Math.random(), clip]).sort((a, b) => a[0] - b[0]).map(([, clip]) => clip);
+    const order = this.blindClips.map((clip) => [Math.random(), clip]).sort((a, b) => a[0] - b[0]).map(([, clip]) => clip);
     this.players.replaceChildren(...order.map((clip) => clip.element));
     order.forEach((clip, n) => {
       clip.letter = String.fromCharCode(65 + n);
@@ -520,7 +522,7 @@ class Row {
   }
 
   tell() {
-    for (const clip of this.clips) {
+    for (const clip of this.blindClips) {
       clip.rename(`${clip.letter}: ${clip.data.name}`, clip.data.detail);
       if (clip === this.marked) clip.element.classList.add(clip.isReal ? "is-right" : "is-wrong");
     }
@@ -561,7 +563,7 @@ function drawPlayers() {
     for (const row of rows) row.tell();
     const guessed = rows.filter((row) => row.marked);
     const right = guessed.filter((row) => row.marked.isReal).length;
-    const expected = guessed.reduce((sum, row) => sum + 1 / row.clips.length, 0);
+    const expected = guessed.reduce((sum, row) => sum + 1 / row.blindClips.length, 0);
     status.textContent = guessed.length
       ? `You found the real voice in ${right} of ${plural(guessed.length, "row")}; guessing finds ${number(expected, 1)}.`
       : "No clip was marked.";
@@ -582,7 +584,8 @@ function drawPlayers() {
     element(
       "p",
       { class: "lead" },
-      "Each network hears the shaded seconds of real speech, then goes on alone. Shards keep codec frames and no recordings, so real speech, too, is heard as the codec renders it.",
+      "Each network hears the shaded seconds of real speech, then goes on alone. What it has learned from is codec frames, so real speech, too, is heard as the codec renders it" +
+        (clips.some((clip) => clip.data.is_recording) ? "; before it stands the recording." : "."),
     ),
     element(
       "p",
