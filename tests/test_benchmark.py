@@ -306,9 +306,9 @@ def test_logging_is_measured_beside_none(tmp_path: Path) -> None:
     figures = measure_logging(TINY, tmp_path)
     check_figures(figures, ["logging, babble-cpu", "logging, babble-cpu, CPU time"])
     assert [len(figure.floors) for figure in figures] == 2 * [TINY.turns]
-    # Every other turn ends with a row, and those between with none.
+    # Every other turn ends with a row, and those between with none; the last step of a run has one of its own.
     with (tmp_path / "logging" / "metrics.csv").open() as file:
-        assert [int(row["step"]) for row in csv.DictReader(file) if row["gradient_norm/head"]] == [1, 5, 9]
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["gradient_norm/head"]] == [1, 5, 9, 12]
     (log,) = (tmp_path / "logging" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"gradient_norm/head" in log.read_bytes()
 

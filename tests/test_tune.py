@@ -1,8 +1,11 @@
 """Sweeps with a real Ray: real trainings, real kills."""
 
+import contextlib
 import json
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -264,6 +267,61 @@ def test_asha_stops_who_lags_behind_and_optuna_draws(tmp_path: Path, speech_shar
     stopped = [row for row in rows if row["state"] == "stopped"]
     assert all(2 <= int(row["epoch"]) < 8 for row in stopped)
     assert "trials that lag behind, from epoch 2 on" in said
+
+
+def test_a_trial_of_two_processes(tmp_path: Path, speech_shards: Path):
+    space = {"model.units": {"choice": [8]}}
+    _sweep(_words(tmp_path, speech_shards, space, trial={"cores": 2}, compute={"devices": 2}))
+    sweep = SweepFolder(tmp_path / "sweep")
+    (row,) = sweep.read_rows()
+    assert (row["state"], row["frames"]) == ("finished", str(4 * 40 * 16))
+    assert "runs on 2 processes on 1 node" in sweep.log(row["trial"]).read_text()
+    assert yaml.safe_load((sweep.trials / f"{row['trial']}.yaml").read_text())["compute"]["threads"] == 1
+
+
+@pytest.mark.slow
+def test_trials_share_a_gpu(tmp_path: Path, speech_shards: Path):
+    """A Ray that believes in a GPU: what is tested is who may use it, and how many at once."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--include-dashboard=false"]
+    here = [f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1"]
+    head = subprocess.Popen(
+        [*ray, *here, "--num-cpus=8", "--num-gpus=1"],
+        env={**os.environ, **secret},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        _await(lambda: _answers(address), seconds=60)
+        space = {"model.units": {"choice": [8, 9, 10, 11]}}
+        settings = {"trial": {"gpus": 0.5}, "compute": {"accelerator": "cpu"}}
+        process = _start(_words(tmp_path, speech_shards, space, "--address", address, **settings), **secret)
+        most, seen = 0, set()
+        while process.poll() is None:
+            trainings = _trainings(tmp_path)
+            most = max(most, len(trainings))
+            for pid in trainings:
+                with contextlib.suppress(OSError):
+                    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+                    seen |= {word for word in environment if word.startswith("CUDA_VISIBLE_DEVICES=")}
+            time.sleep(0.05)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+    assert (most, seen) == (2, {"CUDA_VISIBLE_DEVICES=0"})
+    assert [row["state"] for row in SweepFolder(tmp_path / "sweep").read_rows()] == 4 * ["finished"]
+
+
+def _answers(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as asked:
+        return asked.connect_ex((host, int(port))) == 0
 
 
 def test_trials_too_large_for_every_node_are_refused(tmp_path: Path, speech_shards: Path):
