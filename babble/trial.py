@@ -38,10 +38,6 @@ _PR_SET_PDEATHSIG = 1
 FOREIGN = ("SLURM_", "PMI", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_")
 
 
-# What a trial's config has beside the values of the axes.
-OWN_KEYS = ("sweep", "directory", "random_seed", TRIAL_INDEX)
-
-
 def own_environment(gpus: float) -> dict[str, str]:
     """Return the environment of a trial's training: nothing of Slurm's or of other launchers', no GPU that is not its.
 
@@ -67,8 +63,7 @@ def read_figures(metrics: Path, figure: str) -> list[dict[str, float]]:
 
 def read_values(config: dict[str, Any], random_seeds: list[int]) -> tuple[Values, int]:
     """Return the values of the axes and the random seed, of the config that Ray Tune keeps of a trial."""
-    values = {key: value for key, value in config.items() if key not in OWN_KEYS}
-    return values, random_seeds[config[TRIAL_INDEX]] if TRIAL_INDEX in config else config["random_seed"]
+    return config["values"], random_seeds[config[TRIAL_INDEX]] if TRIAL_INDEX in config else config["random_seed"]
 
 
 class Trial(tune.Trainable):

@@ -15,6 +15,7 @@
 import logging
 import math
 import os
+import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,8 +111,8 @@ class TuneConfig(TrainConfig):
         runs: the folder that holds it.
         space: what is varied, in the words of babble.train, such as model.units: {choice: [40, 160, 320]}; ranges are
             uniform, loguniform, randint and lograndint: [from, to].
-        search: "grid" trains all combinations of choices; "random" draws; "optuna" draws where it looks promising
-            (TPE).
+        search: "grid" trains all combinations of choices, in an order drawn by `random_seed`; "random" draws; "optuna"
+            draws where it looks promising (TPE).
         configurations: how many random and optuna draw.
         random_seeds: each configuration is trained once with each.
         scheduler: "none" trains all trials to their end; "asha" stops those that lag behind.
@@ -364,6 +365,7 @@ def _domain(axis: Axis) -> Any:
 def _search(config: TuneConfig, at_once: int) -> tuple[Any, dict[str, Any], int]:
     """Return Tune's searcher, its space, and how many samples it draws."""
     seeds = list(config.random_seeds)
+    drawn = {"values": {axis.key: _domain(axis) for axis in config.axes}}
     if config.search == "optuna":
         searcher: Searcher = OptunaSearch(seed=config.random_seed)
         if len(seeds) > 1:
@@ -373,13 +375,16 @@ def _search(config: TuneConfig, at_once: int) -> tuple[Any, dict[str, Any], int]
             seed = {"random_seed": seeds[0]}
         # It learns from trials that have ended: none is drawn before it can run.
         searcher = ConcurrencyLimiter(searcher, max_concurrent=at_once)
-        return searcher, {axis.key: _domain(axis) for axis in config.axes} | seed, config.total
+        return searcher, drawn | seed, config.total
     # With every drawn configuration each random seed.
     generator = BasicVariantGenerator(constant_grid_search=True, random_state=config.random_seed)
     random_seed = {"random_seed": tune.grid_search(seeds)}
     if config.search == "grid":
-        return generator, {axis.key: tune.grid_search(list(axis.values)) for axis in config.axes} | random_seed, 1
-    return generator, {axis.key: _domain(axis) for axis in config.axes} | random_seed, config.configurations
+        points = list(every_combination(config.axes))
+        # In a grid's own order small networks come first, and ASHA lets each go on as the best so far.
+        random.Random(config.random_seed).shuffle(points)
+        return generator, {"values": tune.grid_search(points)} | random_seed, 1
+    return generator, drawn | random_seed, config.configurations
 
 
 def _scheduler(config: TuneConfig) -> TrialScheduler | None:

@@ -157,6 +157,10 @@ def test_a_grid_gives_an_answer_and_a_trial_alone_learns_the_same(tmp_path: Path
     rows = sweep.read_rows()
     assert [row["state"] for row in rows] == 4 * ["finished"]
     assert {row["frames"] for row in rows} == {str(4 * 40 * 16)}
+    # All combinations, in an order that was drawn.
+    asked = [(row["model.units"], float(row["optim.lr"])) for row in sorted(rows, key=lambda row: row["trial"])]
+    assert asked != sorted(asked, key=lambda pair: (int(pair[0]), pair[1]))
+    assert set(asked) == {("8", 1e-9), ("8", 0.01), ("12", 1e-9), ("12", 0.01)}
     assert "optim.lr" in said
     assert "What mattered" in said
     best = yaml.safe_load((sweep.path / "best.yaml").read_text())
