@@ -303,8 +303,12 @@ def test_a_folder_that_is_being_written_anew_is_not_taken_for_finished(
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_stops_at_once_and_keeps_what_is_done(tmp_path: Path, sent: signal.Signals) -> None:
-    out = tmp_path / "shards"
-    command = start_command("--sources", SPEECH, "--out", out, "--piece_seconds", 1)
+    out, sources = tmp_path / "shards", tmp_path / "sources"
+    sources.mkdir()
+    # Far more than is done by the time that a busy machine comes to look.
+    for number in range(200):
+        (sources / f"chapter-{number}.ogg").symlink_to(SPEECH / f"allison-0{number % 8 + 1}.ogg")
+    command = start_command("--sources", sources, "--out", out, "--piece_seconds", 1)
     wait_until(lambda: len(staged_pieces(out)) >= 6)
     children = list_workers(command.pid)
     # As a terminal and Slurm do: to every process of the group.
