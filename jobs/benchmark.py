@@ -405,10 +405,10 @@ def _measure_logging(config: BenchmarkConfig, corpus: Path, folder: Path) -> lis
     with mock.patch.object(babble.train, "Speed", Turns), redirect_stdout(io.StringIO()):
         train(settings)
     seconds, ours, wandbs = np.diff(np.array(moments), axis=0)[2:].T
-    speeds, cpu = frames / seconds, ours + wandbs
+    speeds, cpu = (frames / seconds).tolist(), (ours + wandbs).tolist()
     name = f"logging, {DEFAULT_RECIPE.stem}"
     note = f"metrics.csv and W&B offline, a row every {config.logging_steps} steps, one thread; beside it no self.log"
-    apart = f"of it W&B's own processes {wandbs.sum() / cpu.sum():.1%}, which run in both turns"
+    apart = f"of it W&B's own processes {wandbs.sum() / sum(cpu):.1%}, which run in both turns"
     return [
         Figure(name, "frames/s", tuple(speeds[::2]), tuple(speeds[1::2]), at_least=0.97, note=note),
         Figure(f"{name}, CPU time", "CPU s", tuple(cpu[::2]), tuple(cpu[1::2]), at_most=1.03, note=apart),

@@ -293,6 +293,8 @@ def check_figures(figures: list[Figure], names: list[str]) -> None:
     for figure in figures:
         assert len(figure.ratios) == len(figure.values) > 0
         assert min(figure.ratios) > 0
+        # As `--json` writes it: numpy's own numbers and truths are none of JSON's.
+        assert json.loads(json.dumps(figure.to_dict()))["name"] == figure.name
     assert len(format_table(figures).splitlines()) > len(figures)
 
 
