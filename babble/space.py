@@ -40,11 +40,6 @@ class Axis:
         """Return what a value sets, by key."""
         return dict(self.settings[value]) if self.settings else {self.key: value}
 
-    def numbers(self) -> tuple[float, float]:
-        """Return the ends of a range."""
-        low, high = self.values
-        return low, high
-
 
 Values = dict[str, Any]
 

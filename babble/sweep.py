@@ -38,6 +38,8 @@ ENDED = (FINISHED, STOPPED, FAILED)
 OWN_SETTINGS = ("name", "runs", "recipe", "random_seed", "wandb.group")
 # Below this many configurations nothing is said of what mattered.
 MIN_CONFIGURATIONS = 4
+# The values of a range are compared in so many groups, as large as each other.
+RANGE_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -202,49 +204,45 @@ def prune(sweep: SweepFolder, rows: Sequence[dict[str, Any]], axes: Sequence[Axi
 # ---- the answer
 
 
-def weigh_settings(configurations: Sequence[Configuration], axes: Sequence[Axis]) -> dict[str, float]:
-    """Return how much each axis mattered, as shares of 1: Optuna's PED-ANOVA.
+def average_by_value(configurations: Sequence[Configuration], axis: Axis) -> dict[str, tuple[int, float]]:
+    """Return for each value of an axis how many configurations have it and a figure, and the mean of their figures.
 
-    It asks which values the better half of the configurations share. Empty below `MIN_CONFIGURATIONS` with a figure.
-
-    Source: S. Watanabe, A. Bansal, F. Hutter: PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
-    Subspaces, 2023; optuna.importance.
+    The values of a range are taken together in `RANGE_GROUPS` groups, as low..high.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    groups: dict[str, list[float]] = {}
     measured = [c for c in configurations if c.figures]
-    varied = [axis for axis in axes if len({str(c.values[axis.key]) for c in measured}) > 1]
-    if len(measured) < MIN_CONFIGURATIONS or not varied:
-        return {}
-    distributions: dict[str, Any] = {}
-    for axis in varied:
-        if axis.kind == "choice":
-            distributions[axis.key] = optuna.distributions.CategoricalDistribution([str(v) for v in axis.values])
-        else:
-            low, high = axis.numbers()
-            distributions[axis.key] = optuna.distributions.FloatDistribution(low, high, log=axis.kind.startswith("log"))
-    study = optuna.create_study()
-    for configuration in measured:
-        values = {axis.key: configuration.values[axis.key] for axis in varied}
-        parameters = {
-            axis.key: str(values[axis.key]) if axis.kind == "choice" else float(values[axis.key]) for axis in varied
-        }
-        study.add_trial(optuna.create_trial(params=parameters, distributions=distributions, value=configuration.mean))
-    with_quantile = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5)
-    shares: dict[str, float] = optuna.importance.get_param_importances(study, evaluator=with_quantile)
-    return shares
+    if axis.kind == "choice":
+        for value in axis.values:
+            groups[str(value)] = [c.mean for c in measured if str(c.values[axis.key]) == str(value)]
+    else:
+        pairs = sorted((float(c.values[axis.key]), c.mean) for c in measured)
+        for part in range(RANGE_GROUPS):
+            group = pairs[part * len(pairs) // RANGE_GROUPS : (part + 1) * len(pairs) // RANGE_GROUPS]
+            if group:
+                groups[f"{group[0][0]:.3g}..{group[-1][0]:.3g}"] = [figure for _, figure in group]
+    return {value: (len(figures), statistics.mean(figures)) for value, figures in groups.items() if figures}
 
 
-def average_by_value(configurations: Sequence[Configuration], axis: Axis) -> dict[str, float]:
-    """Return for each choice of an axis the mean over its configurations; empty for a range."""
-    if axis.kind != "choice":
+def weigh_settings(configurations: Sequence[Configuration], axes: Sequence[Axis]) -> dict[str, float]:
+    """Return how much each axis mattered, as shares of 1, the largest first: their main effects.
+
+    An axis's effect is the variance of the configurations' figures that the means at its values explain. Where every
+    combination is there, as in a grid, effects are exact; else what one axis does may be counted to another. Empty
+    below `MIN_CONFIGURATIONS` with a figure, or where all figures are equal.
+
+    Source: R. A. Fisher: Statistical Methods for Research Workers, 1925 (analysis of variance).
+    """
+    figures = [c.mean for c in configurations if c.figures]
+    if len(figures) < MIN_CONFIGURATIONS:
         return {}
-    means = {
-        str(value): [c.mean for c in configurations if str(c.values[axis.key]) == str(value) and c.figures]
-        for value in axis.values
+    overall = statistics.mean(figures)
+    effects = {
+        axis.key: sum(count * (mean - overall) ** 2 for count, mean in average_by_value(configurations, axis).values())
+        for axis in axes
     }
-    return {value: statistics.mean(figures) for value, figures in means.items() if figures}
+    total = sum(effects.values())
+    shares = {key: effect / total for key, effect in effects.items() if total}
+    return dict(sorted(shares.items(), key=lambda share: -share[1]))
 
 
 def format_answer(configurations: Sequence[Configuration], axes: Sequence[Axis], figure: str) -> str:
@@ -272,9 +270,13 @@ def format_answer(configurations: Sequence[Configuration], axes: Sequence[Axis],
         text += ["", "What mattered, as shares of the whole, and the mean at each value; of finished trials:"]
         for key, share in shares.items():
             means = average_by_value(finished, next(axis for axis in axes if axis.key == key))
-            text.append(f"  {key:<20} {share:4.0%}  " + "  ".join(f"{v}: {mean:.3f}" for v, mean in means.items()))
-    elif len(axes) > 0:
-        text += ["", f"What mattered is not said of fewer than {MIN_CONFIGURATIONS} configurations that differ."]
+            text.append(f"  {key:<20} {share:4.0%}  " + "  ".join(f"{v}: {mean:.3f}" for v, (_, mean) in means.items()))
+    else:
+        done = sum(bool(c.figures) for c in finished)
+        text += [
+            "",
+            f"What mattered is not said of fewer than {MIN_CONFIGURATIONS} finished configurations: {done} here.",
+        ]
     failed = [row for c in configurations for row in c.rows if row["state"] == FAILED]
     text += [f"failed: {row['trial']}: {row['reason']}" for row in failed]
     return "\n".join(text)
