@@ -219,7 +219,9 @@ def average_by_value(configurations: Sequence[Configuration], axis: Axis) -> dic
         for part in range(RANGE_GROUPS):
             group = pairs[part * len(pairs) // RANGE_GROUPS : (part + 1) * len(pairs) // RANGE_GROUPS]
             if group:
-                groups[f"{group[0][0]:.3g}..{group[-1][0]:.3g}"] = [figure for _, figure in group]
+                # Groups of the same few whole numbers are one.
+                together = groups.setdefault(f"{group[0][0]:.3g}..{group[-1][0]:.3g}", [])
+                together += [figure for _, figure in group]
     return {value: (len(figures), statistics.mean(figures)) for value, figures in groups.items() if figures}
 
 

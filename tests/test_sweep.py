@@ -66,6 +66,9 @@ def test_a_range_is_compared_in_groups():
     assert [count for count, _ in groups.values()] == [2, 2, 2, 2]
     assert next(iter(groups)) == "0.0001..0.000215"
     assert list(weigh_settings(ranked, axes)) == ["optim.lr", "model.units"]
+    # Of a few whole numbers many are equal: none is lost.
+    equal = rank([row | {"optim.lr": 0.1} for row in rows], axes)
+    assert average_by_value(equal, axes[0]) == {"0.1..0.1": (2, pytest.approx(30.5))}
 
 
 def test_the_answer_has_a_line_a_configuration_best_first():
