@@ -232,6 +232,20 @@ def _encode_in_ray(*args: Any) -> bytes:
     return encode_piece(*args)
 
 
+@contextlib.contextmanager
+def _note_ctrl_c() -> Iterator[list[int]]:
+    """Only note Ctrl-C, in the list that is yielded: an exception in the middle of Ray's calls can be lost there."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _leave_ctrl_c_to_the_driver() -> None:
     # A terminal sends it to the workers too; they would report what it interrupted, when the driver stops them anyway.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -370,11 +384,18 @@ class Encoding:
 
         Raises:
             CommandError: the disk is full.
+            KeyboardInterrupt: Ctrl-C; raised between two pieces.
         """
+        with _note_ctrl_c() as asked:
+            return self._run(asked)
+
+    def _run(self, asked: list[int]) -> Encoded:
         import ray
 
         start = time.monotonic()
         while self._waiting or self._decoding or self._encoding:
+            if asked:
+                raise KeyboardInterrupt
             is_hungry = len(self._encoding) < self._max_encoding
             while self._waiting and is_hungry and len(self._decoding) < self._max_decoding:
                 self._open(self._waiting.popleft())

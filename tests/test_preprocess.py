@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -314,6 +315,8 @@ def test_asked_to_stop_it_stops_at_once_and_keeps_what_is_done(tmp_path: Path, s
     # As a terminal and Slurm do: to every process of the group.
     os.killpg(command.pid, sent)
     _, errors = command.communicate(timeout=60)
+    # Of what it could no longer tell a driver that is going, Ray's core has a line of its own now and then.
+    errors = re.sub(r"^\[\d{4}-.* task_manager\.cc:.*\n", "", errors, flags=re.MULTILINE)
     if sent == signal.SIGINT:
         assert command.returncode == 130
         assert errors == (
