@@ -1,1 +1,1 @@
-"""babble learns to speak by listening: from shards of Codec 2 frames to free-running speech-like babble."""
+"""babble learns to speak by samples: from shards of Codec 2 frames to free-running speech-like babble."""

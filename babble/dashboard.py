@@ -18,9 +18,9 @@ import wandb
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
 
-from babble.baselines import LINES
-from babble.commands import CommandError, run_command
-from babble.tracking import SAMPLES, STEP, has_wandb_key
+from babble.cli import CommandError, run_command
+from babble.evaluation.baselines import LINES
+from babble.training.wandb_run import SAMPLES, STEP, has_wandb_key
 
 COMMAND = "python -m babble.dashboard"
 NAME = "babble"
@@ -28,7 +28,7 @@ GROUPS = ("voicing", "pitch", "energy", "lsp")
 # As many as most networks have; a panel of a layer that a run lacks is empty.
 LAYERS = ("layer_1", "layer_2", "layer_3")
 # Source: what most sweeps vary, by the words of babble.train.
-SETTINGS = ("model.cell", "model.head", "model.num_layers", "model.units", "optim.lr", "random_seed")
+SETTINGS = ("model.cell", "model.head", "model.num_layers", "model.units", "optim.lr", "seed")
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ def _lines(title: str, *names: str, **settings: Any) -> reports.LinePlot:
 
 def _beside(title: str, figure: str) -> reports.LinePlot:
     """Return a panel of a held-out figure, the same of the training batches, and the baselines."""
-    kinds = ("frequencies", "given_last") if figure.startswith("bits") else ("copied", "median")
+    kinds = ("unigram", "bigram") if figure.startswith("bits") else ("copy", "median")
     assert set(kinds) <= set(LINES.values())
-    return _lines(title, f"val/{figure}", f"train/{figure}", *(f"without_network/{figure}/{kind}" for kind in kinds))
+    return _lines(title, f"val/{figure}", f"train/{figure}", *(f"baseline/{figure}/{kind}" for kind in kinds))
 
 
 def make_sections() -> list[Section]:
@@ -94,7 +94,7 @@ def make_sections() -> list[Section]:
         Section(
             "Is it better than no network?",
             "Flat lines: each field's own frequencies, and those given its last level; for the error, the last frame "
-            "copied, and the median given the last level.",
+            "copied, and median baseline.",
             [_beside("bits per frame", bits), _beside("error in levels", error)],
         ),
         Section(
@@ -111,7 +111,7 @@ def make_sections() -> list[Section]:
             "optim.clip_norm.",
             [
                 _lines("unfreezing stage", "train/stage"),
-                _lines("layers that learn", *(f"learning/{layer}" for layer in LAYERS)),
+                _lines("layers that learn", *(f"unfrozen/{layer}" for layer in LAYERS)),
                 _lines("gradient norm", *(f"gradient_norm/{part}" for part in (*LAYERS, "head")), log_y=True),
                 _lines("weight norm", *(f"weight_norm/{part}" for part in (*LAYERS, "head"))),
             ],
@@ -122,14 +122,14 @@ def make_sections() -> list[Section]:
             "plots show each field's value now against its value next, as in 2017.",
             [
                 reports.WeavePanelSummaryTable(table_name=SAMPLES),
-                reports.MediaBrowser(title="babble", media_keys=["listening/1", "listening/1_plot"]),
-                reports.MediaBrowser(title="the real voice", media_keys=["listening/real/1", "listening/real/1_plot"]),
+                reports.MediaBrowser(title="babble", media_keys=["samples/1", "samples/1_plot"]),
+                reports.MediaBrowser(title="the real voice", media_keys=["samples/real/1", "samples/real/1_plot"]),
                 reports.MediaBrowser(
                     title="progression: babble and corpus",
-                    media_keys=["listening/progression", "listening/real/progression"],
+                    media_keys=["samples/progression", "samples/real/progression"],
                 ),
                 *(
-                    _lines(title, f"sound/{measure}", f"sound/real/{measure}")
+                    _lines(title, f"samples/{measure}", f"samples/real/{measure}")
                     for title, measure in (
                         ("change, levels a frame", "change_levels"),
                         ("LSPs out of order", "lsp_disorder"),

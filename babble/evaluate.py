@@ -6,7 +6,7 @@
    but that first one: mean absolute error in levels, and bits per frame where the head has a likelihood; in total,
    by group and by field, and without the pitch of unvoiced frames.
 2. The baselines learn from the training split of the same shards and predict the same frames (baselines.py).
-3. The network babbles from several held-out seeds. What battery.py measures of it stands beside the same measures of
+3. The network generates from several held-out prompts. Its speech statistics are compared with the same statistics of
    held-out speech, other real speech, shuffled frames and a Markov chain; and a classifier tries to tell each of them
    from the held-out speech (discriminator.py).
    This takes most of the time: with what is the default, a quarter of an hour or more of one core; 1. and 2. take 40
@@ -24,7 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from babble.baselines import (
+from babble.cli import run_command
+from babble.codec.frames import Mode
+from babble.data.loaders import window_starts
+from babble.data.shards import read_manifest, read_recordings
+from babble.evaluation.baselines import (
     BLOCK_SECONDS,
     bootstrap_interval,
     find_unvoiced_pitch,
@@ -32,21 +36,27 @@ from babble.baselines import (
     name_bits,
     name_errors,
 )
-from babble.battery import CLIP_SECONDS, REAL, babble_markov, format_battery, run_battery, shuffle_frames
-from babble.commands import run_command
-from babble.discriminator import tell_apart
-from babble.drawing import Drawing
-from babble.frames import Mode
-from babble.generate import SEED_FRAMES, GenerateConfig, find_drawing, generate_frames, load_checkpoint
-from babble.loaders import window_starts
-from babble.model import Babbler, model_from_checkpoint
-from babble.module import measure_costs
-from babble.plots import plot_evaluation, save_figure
-from babble.run import RunFolder
-from babble.shards import read_manifest, read_recordings, write_json
+from babble.evaluation.classifier import measure_accuracy
+from babble.evaluation.speech_statistics import (
+    CLIP_SECONDS,
+    REAL,
+    babble_markov,
+    format_statistics,
+    measure_speech,
+    shuffle_frames,
+)
+from babble.files import write_json
+from babble.generate import PROMPT_FRAMES, GenerateConfig, resolve_sampling
+from babble.generation.free_run import generate_frames
+from babble.model.babbler import Babbler
+from babble.model.checkpoint import build_model, load_checkpoint
+from babble.model.likelihood import measure_losses
+from babble.model.sampling import Sampling
+from babble.reporting.plots import plot_evaluation, save_figure
+from babble.run_folder import RunFolder
 
 WINDOWS_AT_ONCE = 64
-# Streams of babble side by side, each from a seed of its own.
+# Streams of babble side by side, each from a prompt of its own.
 NUM_STREAMS = 8
 CLASSIFIED_SECONDS = (1, 4, 16, 60)
 # So much of each kind of speech goes through the phone recogniser, by far the slowest of the measures.
@@ -65,11 +75,11 @@ class EvaluateConfig:
         training_windows: also the 2017 training error, over so many windows spread evenly over the training split;
             0 leaves it out.
         window_frames: length of these windows.
-        seconds_of_babble: length of each of 8 streams of babble, which are measured as speech; 0 leaves that out.
+        babble_seconds: length of each of 8 streams of babble, which are measured as speech; 0 leaves that out.
         temperature: as babble.generate has it, for that babble; so are the next three.
         top_p: see babble.generate.
         min_p: see babble.generate.
-        random_seed: of the babble, and of whatever is drawn in measuring it.
+        seed: of the babble, and of whatever is drawn in measuring it.
         json: also write the figures to this file.
         figure: also draw them, to this PNG.
     """
@@ -80,11 +90,11 @@ class EvaluateConfig:
     split: str = "validation"
     training_windows: int = 0
     window_frames: int = 200
-    seconds_of_babble: float = 600.0
+    babble_seconds: float = 600.0
     temperature: str | float | None = None
     top_p: str | float | None = None
     min_p: str | float | None = None
-    random_seed: int = 0
+    seed: int = 0
     json: Path | None = None
     figure: Path | None = None
 
@@ -96,11 +106,11 @@ class EvaluateConfig:
             raise ValueError(f"--split {self.split}: validation or test; what was trained on is no result.")
         if self.training_windows < 0 or self.window_frames < 1:
             raise ValueError("--training_windows has to be 0 or more and --window_frames 1 or more.")
-        if self.seconds_of_babble < 0:
-            raise ValueError(f"--seconds_of_babble {self.seconds_of_babble}: 0 or more is needed.")
+        if self.babble_seconds < 0:
+            raise ValueError(f"--babble_seconds {self.babble_seconds}: 0 or more is needed.")
         for key in ("temperature", "top_p", "min_p"):
-            if not self.seconds_of_babble and getattr(self, key) is not None:
-                raise ValueError(f"--{key} has no effect with --seconds_of_babble 0.")
+            if not self.babble_seconds and getattr(self, key) is not None:
+                raise ValueError(f"--{key} has no effect with --babble_seconds 0.")
         if self.figure and self.figure.suffix != ".png":
             raise ValueError(f"--figure {self.figure}: a name that ends in .png is needed.")
 
@@ -108,12 +118,12 @@ class EvaluateConfig:
 def measure_held_out(model: Babbler, held_out: list[np.ndarray]) -> dict[str, Any]:
     """Return what predicting recordings (T, F) costs the network: the figures of `name_errors` and `name_bits`.
 
-    "intervals" has those of the headline figures, [low, high] or None where the speech is too short to tell.
+    "intervals" has those of the monitor figures, [low, high] or None where the speech is too short to tell.
     """
     mode, has_bits = model.mode, model.typed_head.has_likelihood
     errors, bits, saved = [], [], []
     for frames in held_out:
-        error_BTF, bits_BTF = measure_costs(model, torch.from_numpy(frames.astype(np.int64))[None])
+        error_BTF, bits_BTF = measure_losses(model, torch.from_numpy(frames.astype(np.int64))[None])
         errors.append(error_BTF[0].numpy().astype(np.float64))
         bits.append(bits_BTF[0].numpy().astype(np.float64))
         is_unvoiced_pitch = find_unvoiced_pitch(frames[1:], mode)
@@ -153,64 +163,63 @@ def training_error_2017(model: Babbler, recordings: list[np.ndarray], windows: i
         places = chosen[first : first + WINDOWS_AT_ONCE, None] + np.arange(window_frames + 1)
         windows_BTF = torch.from_numpy(frames[places])
         hidden_BTH, _ = model(windows_BTF[:, :-1])
-        guess_BTF = model.typed_head.guess(hidden_BTH[:, -1:])
-        total += (guess_BTF - windows_BTF[:, -1:]).abs().mean(dim=(1, 2)).sum().item()
+        predicted_BTF = model.typed_head.predict(hidden_BTH[:, -1:])
+        total += (predicted_BTF - windows_BTF[:, -1:]).abs().mean(dim=(1, 2)).sum().item()
     return total / len(chosen)
 
 
-def pick_stretches(
-    recordings: list[np.ndarray], num_frames: int, wanted_frames: int, clip_frames: int, random_seed: int
+def pick_segments(
+    recordings: list[np.ndarray], num_frames: int, wanted_frames: int, clip_frames: int, seed: int
 ) -> list[np.ndarray]:
-    """Return stretches drawn from all recordings, in their order, until they have as many frames as wanted.
+    """Return segments drawn from all recordings, in their order, until they have as many frames as wanted.
 
     Args:
         recordings: (T, F) each; all of them is returned where they have no more.
-        num_frames: length of a stretch; what is left of a recording is shorter, unless it is too short.
-        wanted_frames: how many frames are wanted of all stretches together.
+        num_frames: length of a segment; what is left of a recording is shorter, unless it is too short.
+        wanted_frames: how many frames are wanted of all segments together.
         clip_frames: shorter is too short, unless most recordings are.
-        random_seed: of the draw.
+        seed: of the draw.
     """
     pieces = [frames[t : t + num_frames] for frames in recordings for t in range(0, len(frames), num_frames)]
     shortest = min(clip_frames, np.median([len(piece) for piece in pieces]))
     pieces = [piece for piece in pieces if len(piece) >= shortest]
-    order = np.random.default_rng(random_seed).permutation(len(pieces))
+    order = np.random.default_rng(seed).permutation(len(pieces))
     before = np.cumsum([0, *(len(pieces[n]) for n in order)])[:-1]
     return [pieces[n] for n in sorted(order[before < wanted_frames])]
 
 
 def make_babble(
-    model: Babbler, held_out: list[np.ndarray], num_frames: int, drawing: Drawing, random_seed: int
+    model: Babbler, held_out: list[np.ndarray], num_frames: int, sampling: Sampling, seed: int
 ) -> list[np.ndarray]:
-    """Return `NUM_STREAMS` streams (num_frames, F) of babble, from seeds spread evenly over held-out recordings."""
+    """Return `NUM_STREAMS` streams (num_frames, F) of babble, from prompts spread evenly over held-out recordings."""
     joined = np.concatenate(held_out)
-    seed_frames = min(SEED_FRAMES, len(joined))
-    firsts = np.linspace(0, len(joined) - seed_frames, NUM_STREAMS).astype(int)
-    seeds_BTF = np.stack([joined[first : first + seed_frames] for first in firsts])
-    return list(generate_frames(model, seeds_BTF, num_frames, drawing, random_seed))
+    prompt_frames = min(PROMPT_FRAMES, len(joined))
+    firsts = np.linspace(0, len(joined) - prompt_frames, NUM_STREAMS).astype(int)
+    prompts_BTF = np.stack([joined[first : first + prompt_frames] for first in firsts])
+    return list(generate_frames(model, prompts_BTF, num_frames, sampling, seed))
 
 
 def compare_speech(
-    babble: list[np.ndarray], held_out: list[np.ndarray], train: list[np.ndarray], mode: Mode, random_seed: int
+    babble: list[np.ndarray], held_out: list[np.ndarray], train: list[np.ndarray], mode: Mode, seed: int
 ) -> dict[str, Any]:
-    """Return the battery's figures of babble beside real and dumb speech, and how well each is told from held-out.
+    """Return the statistics's figures of babble beside real and dumb speech, and how well each is told from held-out.
 
     Args:
-        babble: streams (T, F) of one length, which the stretches of the other kinds have too.
+        babble: streams (T, F) of one length, which the segments of the other kinds have too.
         held_out: recordings that were not learned from.
         train: recordings that were.
         mode: the mode of all of them.
-        random_seed: of everything drawn.
+        seed: of everything drawn.
 
     Returns:
-        "battery", what `run_battery` gives; "classifier", by kind of speech and seconds of a clip (as text) the values
+        "statistics", what `measure_speech` gives; "classifier", by kind of speech and clip seconds (text) the values
         of an `Accuracy`, None where there are too few clips. "other real speech" is what babble has to equal.
     """
-    rng = np.random.default_rng(random_seed)
+    rng = np.random.default_rng(seed)
     num_frames, wanted_frames = len(babble[0]), sum(map(len, babble))
     clip_frames = min(num_frames, CLIP_SECONDS * mode.frames_per_second)
     real, other = (
-        pick_stretches(recordings, num_frames, wanted_frames, clip_frames, random_seed)
-        for recordings in (held_out, train)
+        pick_segments(recordings, num_frames, wanted_frames, clip_frames, seed) for recordings in (held_out, train)
     )
     speech = {
         "babble": babble,
@@ -222,9 +231,9 @@ def compare_speech(
     pairs = [(name, seconds) for name in speech if name != REAL for seconds in CLASSIFIED_SECONDS]
     accuracies: dict[str, dict[str, Any]] = {name: {} for name, _ in pairs}
     for name, seconds in tqdm(pairs, "classifier", disable=not sys.stderr.isatty()):
-        found = tell_apart(speech[name], real, mode, seconds * mode.frames_per_second, random_seed)
+        found = measure_accuracy(speech[name], real, mode, seconds * mode.frames_per_second, seed)
         accuracies[name][str(seconds)] = found and asdict(found)
-    return {"battery": run_battery(speech, train, mode, PHONE_SECONDS, random_seed), "classifier": accuracies}
+    return {"statistics": measure_speech(speech, train, mode, PHONE_SECONDS, seed), "classifier": accuracies}
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -237,9 +246,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     run = RunFolder(config.run)
     path = run.find_checkpoint(config.checkpoint)
     checkpoint = load_checkpoint(path)
-    model = model_from_checkpoint(checkpoint)
+    model = build_model(checkpoint)
     settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
-    drawing = find_drawing(GenerateConfig(run=config.run, **settings), model)
+    sampling = resolve_sampling(GenerateConfig(run=config.run, **settings), model)
     folder = Path(config.shards or run.read_config()["data"]["shards"])
     manifest = read_manifest(folder)
     if manifest.mode != model.mode:
@@ -268,11 +277,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         figures["training_error_2017"] = training_error_2017(
             model, train, config.training_windows, config.window_frames
         )
-    if config.seconds_of_babble:
-        num_frames = max(2, round(config.seconds_of_babble * model.mode.frames_per_second))
-        babble = make_babble(model, held_out, num_frames, drawing, config.random_seed)
-        figures["babble"] = {"streams": NUM_STREAMS, "seconds": config.seconds_of_babble, **settings}
-        figures["speech"] = compare_speech(babble, held_out, train, model.mode, config.random_seed)
+    if config.babble_seconds:
+        num_frames = max(2, round(config.babble_seconds * model.mode.frames_per_second))
+        babble = make_babble(model, held_out, num_frames, sampling, config.seed)
+        figures["babble"] = {"streams": NUM_STREAMS, "seconds": config.babble_seconds, **settings}
+        figures["speech"] = compare_speech(babble, held_out, train, model.mode, config.seed)
     if config.figure:
         save_figure(plot_evaluation(figures), config.figure)
     if config.json:
@@ -306,7 +315,7 @@ def format_table(figures: dict[str, Any]) -> str:
         told = ", ".join(f"{key} {value}" for key, value in figures["babble"].items() if value is not None)
         lines += [
             f"\nbabble: {told}",
-            format_battery(figures["speech"]["battery"]),
+            format_statistics(figures["speech"]["statistics"]),
             "",
             *_show_accuracies(figures["speech"]["classifier"]),
         ]

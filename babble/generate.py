@@ -1,11 +1,11 @@
-"""Seed frames + checkpoint -> babble: the network runs free, hearing only itself.
+"""Prompt frames + checkpoint -> babble: the network runs free, hearing only itself.
 
     python -m babble.generate --seconds 60 --out babble.wav
-    python -m babble.generate runs/NAME --seconds 60 --seed 12:30 --temperature pitch=0.7,lsp=0.9 --out babble.wav
+    python -m babble.generate runs/NAME --seconds 60 --prompt 12:30 --temperature pitch=0.7,lsp=0.9 --out babble.wav
     python -m babble.generate runs/NAME --seconds inf --out - | aplay -f S16_LE -r 8000
-    python -m babble.generate --seed chapter.mp3 --seconds 0 --what-if pitch=flat:120 --out flat.wav
+    python -m babble.generate --prompt chapter.mp3 --seconds 0 --what-if pitch=flat:120 --out flat.wav
 
-1. The seed, real speech by default, is heard once, all of it, and leaves the state it leaves.
+1. The prompt, real speech by default, is heard once, all of it, and leaves the state it leaves.
 2. From then on each frame is drawn, written, and heard by the network as the next input (`FreeRun`). State is carried,
    so a frame costs the same whether it is the first or the millionth.
 3. A guard (detectors.py) hears every stream meanwhile and notices silence, a held tone, a pulse and a loop.
@@ -21,8 +21,6 @@ import re
 import sys
 import time
 import wave
-import zipfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,29 +29,30 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from babble.codec import Decoder, c2_header, decode_frames, read_c2, silence_frame
-from babble.commands import CommandError, Interrupted, config_to_dict, run_command
-from babble.detectors import Guard
-from babble.drawing import Drawing
-from babble.frames import SAMPLE_RATE_HZ, Mode, pack_packets, unpack_packets
-from babble.model import Babbler, model_from_checkpoint
-from babble.plots import plot_speech, save_figure
-from babble.run import RunFolder
-from babble.shards import read_manifest, read_recordings, write_bytes
-from babble.what_if import apply_rules, read_rules
+from babble.cli import CommandError, Interrupted, config_to_dict, run_command
+from babble.codec.codec2 import Decoder, c2_header, decode_frames, read_c2, silence_frame
+from babble.codec.edits import apply_edits, parse_edits
+from babble.codec.failures import Guard
+from babble.codec.frames import SAMPLE_RATE_HZ, Mode, pack_packets, unpack_packets
+from babble.data.shards import read_manifest, read_recordings
+from babble.files import write_bytes
+from babble.generation.free_run import BLOCK_FRAMES, FreeRun
+from babble.model.babbler import Babbler
+from babble.model.checkpoint import build_model, load_checkpoint
+from babble.model.sampling import Sampling
+from babble.reporting.plots import plot_speech, save_figure
+from babble.run_folder import RunFolder
 from preprocessing.audio import BadRecording, open_recording
 from preprocessing.encode import encode_recording
 
-# A seed's pcm is encoded in pieces of this many frames.
+# A prompt's pcm is encoded in pieces of this many frames.
 PIECE_FRAMES = 7500
-# Seeds by time and by frame have this length: 8 s in mode 1300, a window of 2017.
-SEED_FRAMES = 200
+# Prompts by time and by frame have this length: 8 s in mode 1300, a window of 2017.
+PROMPT_FRAMES = 200
 SILENCE_SECONDS = 1
 GUARDS = ("off", "watch", "act")
-# Frames that are made at once and then written, to the disk or the pipe: a second or two of speech.
-BLOCK_FRAMES = 50
 # The voice that comes with babble: a run folder with nothing but a checkpoint (voice.py makes it).
-VOICE = Path(__file__).parent / "voice"
+VOICE = Path(__file__).parent / "pretrained"
 # A picture of more than this is a smear.
 PLOT_SECONDS = 60
 
@@ -65,26 +64,26 @@ class GenerateConfig:
     Attributes:
         run: the run's folder, runs/NAME; the voice that comes with babble by default.
         checkpoint: "best", "last", "stage-N", or the path of a checkpoint file.
-        streams: how many babble side by side from the same seed, each into files of its own: babble-1.wav and so on.
-        seconds: how much to generate, the seed not counted; 0 for the seed alone; "inf" with `--out -` goes on until it
+        streams: how many babble side by side from the same prompt, each into files of its own: babble-1.wav and so on.
+        seconds: how much to generate, the prompt not counted; 0 for the prompt alone; "inf" with `--out -` until it
             is stopped.
-        seed: what is continued: a time such as 12:30, counted through the held-out recordings in manifest order;
-            "frame:18750"; "random"; "silence"; "listening:2", the run's own second listening seed; or the path of an
-            audio file. By default the run's first listening seed, for which no shards are needed, or silence for the
+        prompt: what is continued: a time such as 12:30, counted through the held-out recordings in manifest order;
+            "frame:18750"; "random"; "silence"; "samples:2", the run's own second samples prompt; or the path of an
+            audio file. By default the run's first samples prompt, for which no shards are needed, or silence for the
             voice that comes with babble.
-        seed_frames: length of the seed; by default all of a listening seed or an audio file, a second of silence, else
+        prompt_frames: length; by default all of a samples prompt or an audio file, a second of silence, else
             200 frames.
-        with_seed: whether the seed opens the WAV.
+        with_prompt: whether the prompt opens the WAV.
         shards: the folder of shards that times and frames count through; the run's own by default.
         temperature: below 1 keeps to what is likely, above 1 dares more; 1 is what was learned. One for all fields, or
             by group or field: "pitch=0.7,lsp=0.9". This and the next two only for heads with a likelihood.
         top_p: of each field's likeliest levels as many as hold this probability together; 1 by default, all of them.
         min_p: of each field only levels at least this probable, in parts of the likeliest one; 0 by default.
         guard: what is done about silence, a held tone, a pulse or a loop: "watch" says so on the screen and in the
-            JSON, "act" also lets the stream start over from its seed, "off" nothing.
-        what_if: rules for fields, such as "pitch=flat:120", "energy=+6dB", "lsp=mean", "voicing=off", or several with
+            JSON, "act" also lets the stream start over from its prompt, "off" nothing.
+        what_if: edits for fields, such as "pitch=flat:120", "energy=+6dB", "lsp=mean", "voicing=off", or several with
             commas between: the same speech, changed so, is written a second time. The network hears what it said.
-        random_seed: the same one gives the same frames.
+        seed: the same one gives the same frames.
         out: where to write: NAME.wav with NAME.c2, NAME.png and NAME.json beside it; or "-" for raw pcm (8 kHz, mono,
             signed 16 bit) to standard output.
     """
@@ -93,16 +92,16 @@ class GenerateConfig:
     checkpoint: str = "best"
     streams: int = 1
     seconds: float = 60.0
-    seed: str | None = None
-    seed_frames: int | None = None
-    with_seed: bool = True
+    prompt: str | None = None
+    prompt_frames: int | None = None
+    with_prompt: bool = True
     shards: Path | None = None
     temperature: str | float | None = None
     top_p: str | float | None = None
     min_p: str | float | None = None
     guard: str = "watch"
     what_if: str | None = None
-    random_seed: int = 0
+    seed: int = 0
     out: str = "babble.wav"
 
     def __post_init__(self) -> None:
@@ -111,82 +110,19 @@ class GenerateConfig:
             raise ValueError(f"--guard {self.guard}: none of {', '.join(GUARDS)}.")
         if self.streams < 1 or (self.streams > 1 and self.out == "-"):
             raise ValueError(f"--streams {self.streams}: at least 1 is needed, and no more than 1 with --out -.")
-        if not self.seconds >= 0 or (self.seconds == 0 and not self.with_seed):
-            raise ValueError(f"--seconds {self.seconds}: above 0 is needed, or 0 with the seed in the WAV.")
+        if not self.seconds >= 0 or (self.seconds == 0 and not self.with_prompt):
+            raise ValueError(f"--seconds {self.seconds}: above 0 is needed, or 0 with the prompt in the WAV.")
         if self.what_if is not None and self.out == "-":
             raise ValueError(f"--what-if {self.what_if} is written beside a WAV: give --out NAME.wav, not -.")
-        if self.seed_frames is not None and self.seed_frames < 1:
-            raise ValueError(f"--seed_frames {self.seed_frames}: at least 1 is needed, silence for none of it.")
+        if self.prompt_frames is not None and self.prompt_frames < 1:
+            raise ValueError(f"--prompt_frames {self.prompt_frames}: at least 1 is needed, silence for none of it.")
         if math.isinf(self.seconds) and self.out != "-":
             raise ValueError("--seconds inf needs --out -: a file has to end.")
         if self.out != "-" and not self.out.endswith(".wav"):
             raise ValueError(f"--out {self.out}: a name that ends in .wav, or - for raw pcm, is needed.")
 
 
-class FreeRun:
-    """B streams that run free side by side.
-
-    Args:
-        model: the network, on any device.
-        seeds_BTF: B seeds of T frames each.
-        drawing: how levels are drawn; as they were learned by default.
-        random_seed: the same one gives the same frames on the same machine.
-    """
-
-    def __init__(
-        self, model: Babbler, seeds_BTF: np.ndarray, drawing: Drawing | None = None, random_seed: int = 0
-    ) -> None:
-        device = next(model.parameters()).device
-        generator = torch.Generator(device).manual_seed(random_seed)
-        with torch.inference_mode():
-            hidden_BTH, state = model(torch.from_numpy(seeds_BTF.astype(np.int64)).to(device))
-            self._step = model.make_step()
-            self._draw = model.typed_head.make_draw(drawing or Drawing.for_mode(model.mode), generator)
-        self._dtype = model.mode.dtype
-        self._after_seed = hidden_BTH[:, -1], state
-        self._now = self._after_seed
-
-    def make_block(self) -> np.ndarray:
-        """Return the next frames (B, BLOCK_FRAMES, F) of every stream."""
-        hidden_BH, state = self._now
-        # A block at a time: going in and out of inference mode and of torch takes as long as a layer.
-        with torch.inference_mode():
-            block = []
-            for _ in range(BLOCK_FRAMES):
-                frames_BF = self._draw(hidden_BH)
-                block.append(frames_BF)
-                hidden_BH, state = self._step(frames_BF, state)
-            self._now = hidden_BH, state
-            return torch.stack(block, dim=1).cpu().numpy().astype(self._dtype)
-
-    def start_over(self, stream: int) -> None:
-        """Let one stream go on from its seed, as if it had said nothing yet; what it draws is new."""
-        (hidden_BH, state), (seed_BH, seed_state) = self._now, self._after_seed
-        with torch.inference_mode():
-            hidden_BH[stream] = seed_BH[stream]
-            for layer, seed_layer in zip(state, seed_state, strict=True):
-                for now, then in zip(layer, seed_layer, strict=True):
-                    now[stream] = then[stream]
-
-
-def iterate_babble(
-    model: Babbler, seeds_BTF: np.ndarray, drawing: Drawing | None = None, random_seed: int = 0
-) -> Iterator[np.ndarray]:
-    """Yield the frames (B, F) that continue each seed, without end; the arguments are those of `FreeRun`."""
-    free_run = FreeRun(model, seeds_BTF, drawing, random_seed)
-    while True:
-        yield from free_run.make_block().swapaxes(0, 1)
-
-
-def generate_frames(
-    model: Babbler, seeds_BTF: np.ndarray, num_frames: int, drawing: Drawing | None = None, random_seed: int = 0
-) -> np.ndarray:
-    """Return the frames (B, num_frames, F) that continue each seed; the arguments are those of `iterate_babble`."""
-    frames = iterate_babble(model, seeds_BTF, drawing, random_seed)
-    return np.stack([next(frames) for _ in range(num_frames)], axis=1)
-
-
-def find_drawing(config: GenerateConfig, model: Babbler) -> Drawing:
+def resolve_sampling(config: GenerateConfig, model: Babbler) -> Sampling:
     """Return how levels are drawn, from what the user set of temperature, top_p and min_p.
 
     Raises:
@@ -200,78 +136,78 @@ def find_drawing(config: GenerateConfig, model: Babbler) -> Drawing:
             f"--{key} {value} has no effect: the {model.config.head} head of {config.run} has no likelihood to draw "
             "from. Leave it away."
         )
-    return Drawing.for_mode(model.mode, **settings)
+    return Sampling.for_mode(model.mode, **settings)
 
 
 @dataclass(frozen=True)
-class Seed:
+class Prompt:
     """Frames to continue (T, F), and where they are from in words."""
 
     frames: np.ndarray
     origin: str
 
 
-def _seconds_of(seed: str) -> float | None:
-    if not re.fullmatch(r"(\d+:)?\d+:\d+(\.\d+)?", seed):
+def _seconds_of(prompt: str) -> float | None:
+    if not re.fullmatch(r"(\d+:)?\d+:\d+(\.\d+)?", prompt):
         return None
-    return sum(float(part) * 60**place for place, part in enumerate(reversed(seed.split(":"))))
+    return sum(float(part) * 60**place for place, part in enumerate(reversed(prompt.split(":"))))
 
 
-def find_seed(config: GenerateConfig, run: RunFolder, mode: Mode) -> Seed:
-    """Return the frames that a user's `--seed` means.
+def find_prompt(config: GenerateConfig, run: RunFolder, mode: Mode) -> Prompt:
+    """Return the frames that a user's `--prompt` means.
 
     Raises:
-        FileNotFoundError: no such listening seed, shards or audio file.
-        ValueError: a place behind the end of the held-out recordings, a seed shorter than asked for, shards or audio of
+        FileNotFoundError: no such samples prompt, shards or audio file.
+        ValueError: a place past the held-out recordings, a prompt shorter than asked for, shards or audio of
             another kind.
     """
-    name = config.seed or ("listening:1" if config.run else "silence")
-    seed = _read_seed(name, config, run, mode)
-    wanted = config.seed_frames or len(seed.frames)
-    if len(seed.frames) < max(1, wanted):
-        raise ValueError(f"--seed {name} has {len(seed.frames)} frames, but {max(1, wanted)} are needed.")
-    return Seed(seed.frames[:wanted], seed.origin)
+    name = config.prompt or ("samples:1" if config.run else "silence")
+    prompt = _read_prompt(name, config, run, mode)
+    wanted = config.prompt_frames or len(prompt.frames)
+    if len(prompt.frames) < max(1, wanted):
+        raise ValueError(f"--prompt {name} has {len(prompt.frames)} frames, but {max(1, wanted)} are needed.")
+    return Prompt(prompt.frames[:wanted], prompt.origin)
 
 
-def _read_seed(name: str, config: GenerateConfig, run: RunFolder, mode: Mode) -> Seed:
-    seed_frames = config.seed_frames or SEED_FRAMES
+def _read_prompt(name: str, config: GenerateConfig, run: RunFolder, mode: Mode) -> Prompt:
+    prompt_frames = config.prompt_frames or PROMPT_FRAMES
     if name == "silence":
-        silent_frames = config.seed_frames or SILENCE_SECONDS * mode.frames_per_second
-        return Seed(np.repeat(silence_frame(mode)[None], silent_frames, axis=0), "silence")
-    if match := re.fullmatch(r"listening:(\d+)", name):
-        path = run.seeds / f"{match[1]}.c2"
+        silent_frames = config.prompt_frames or SILENCE_SECONDS * mode.frames_per_second
+        return Prompt(np.repeat(silence_frame(mode)[None], silent_frames, axis=0), "silence")
+    if match := re.fullmatch(r"samples:(\d+)", name):
+        path = run.prompts / f"{match[1]}.c2"
         if not path.is_file():
-            there = ", ".join(sorted(f"listening:{path.stem}" for path in run.seeds.glob("*.c2")))
-            raise FileNotFoundError(f"{run.path} has no seed {name}; it has {there or 'none'}.")
+            there = ", ".join(sorted(f"samples:{path.stem}" for path in run.prompts.glob("*.c2")))
+            raise FileNotFoundError(f"{run.path} has no prompt {name}; it has {there or 'none'}.")
         frames, _ = read_c2(path)
-        return Seed(frames, f"{name} of {run.path}")
+        return Prompt(frames, f"{name} of {run.path}")
     seconds = _seconds_of(name)
     frame_number = re.fullmatch(r"frame:(\d+)", name)
     if name == "random" or seconds is not None or frame_number:
         held_out, folder = _held_out_frames(config, run, mode)
-        latest = len(held_out) - seed_frames
+        latest = len(held_out) - prompt_frames
         if name == "random":
-            first = int(np.random.default_rng(config.random_seed).integers(max(1, latest + 1)))
+            first = int(np.random.default_rng(config.seed).integers(max(1, latest + 1)))
         else:
             first = int(frame_number[1]) if frame_number else round((seconds or 0) * mode.frames_per_second)
         if not 0 <= first <= latest:
             raise ValueError(
-                f"--seed {name}: frame {first} and {seed_frames} frames on is behind the end of the "
+                f"--prompt {name}: frame {first} and {prompt_frames} frames on is behind the end of the "
                 f"held-out recordings of {folder}, which have {len(held_out)} frames "
                 f"({len(held_out) / mode.frames_per_second / 60:.1f} minutes)."
             )
-        return Seed(held_out[first : first + seed_frames], f"held-out frame {first} of {folder}")
+        return Prompt(held_out[first : first + prompt_frames], f"held-out frame {first} of {folder}")
     path = Path(name)
     if not path.is_file():
         raise FileNotFoundError(
-            f"--seed {name}: neither a time (12:30), frame:N, random, silence, listening:N, nor a file that exists."
+            f"--prompt {name}: neither a time (12:30), frame:N, random, silence, samples:N, nor a file that exists."
         )
-    return Seed(_frames_of_audio(path, mode), str(path))
+    return Prompt(_frames_of_audio(path, mode), str(path))
 
 
 def _held_out_frames(config: GenerateConfig, run: RunFolder, mode: Mode) -> tuple[np.ndarray, Path]:
     if config.shards is None and config.run is None:
-        raise ValueError("the voice that comes with babble brings no speech: name --shards, or another --seed.")
+        raise ValueError("the voice that comes with babble brings no speech: name --shards, or another --prompt.")
     named = config.shards or run.read_config()["data"]["shards"]
     folder = Path(named)
     manifest = read_manifest(folder)
@@ -279,7 +215,7 @@ def _held_out_frames(config: GenerateConfig, run: RunFolder, mode: Mode) -> tupl
         raise ValueError(f"{folder} is of mode {manifest.mode.name}, the run of mode {mode.name}: name other --shards.")
     recordings = [r for split in ("validation", "test") for r in read_recordings(folder, manifest, split)]
     if not recordings:
-        raise ValueError(f"{folder} holds nothing held out, so no seed can be taken from it.")
+        raise ValueError(f"{folder} holds nothing held out, so no prompt can be taken from it.")
     return np.concatenate([recording.frames for recording in recordings]), folder
 
 
@@ -288,13 +224,13 @@ def _frames_of_audio(path: Path, mode: Mode) -> np.ndarray:
     if path.suffix == ".c2":
         frames, found = read_c2(path)
         if found != mode:
-            raise ValueError(f"--seed {path} is of mode {found.name}, the run of mode {mode.name}.")
+            raise ValueError(f"--prompt {path} is of mode {found.name}, the run of mode {mode.name}.")
         return frames
     try:
         with open_recording(path) as recording:
             packets = encode_recording(recording.pcm_blocks(), mode, PIECE_FRAMES)
     except BadRecording as bad:
-        raise ValueError(f"--seed {path}: {bad}") from None
+        raise ValueError(f"--prompt {path}: {bad}") from None
     return unpack_packets(packets, mode)
 
 
@@ -341,15 +277,15 @@ def _paths_of(config: GenerateConfig) -> list[str]:
 class _Stream:
     """One stream on its way to its files: decoded, written, and heard by its guard."""
 
-    def __init__(self, out: str, seed: Seed, mode: Mode, config: GenerateConfig) -> None:
-        self.out, self.seed, self.mode = out, seed, mode
+    def __init__(self, out: str, prompt: Prompt, mode: Mode, config: GenerateConfig) -> None:
+        self.out, self.prompt, self.mode = out, prompt, mode
         self.writer, self.decoder = _Writer(out), Decoder(mode)
         self.guard = None if config.guard == "off" else Guard(mode)
         self.blocks: list[np.ndarray] = []
         self.alarms: list[dict[str, Any]] = []
         self.made = self.guarded_from = 0
-        heard = self.decoder.decode(pack_packets(seed.frames, mode))
-        if config.with_seed:
+        heard = self.decoder.decode(pack_packets(prompt.frames, mode))
+        if config.with_prompt:
             self.writer.write(heard)
 
     def take(self, block: np.ndarray) -> bool:
@@ -358,7 +294,7 @@ class _Stream:
         if self.out != "-":
             self.blocks.append(block)
         self.made += len(block)
-        found = self.guard.hear(block) if self.guard else []
+        found = self.guard.update(block) if self.guard else []
         for alarm in found:
             rate = self.mode.frames_per_second
             first = self.guarded_from + alarm.first_frame
@@ -376,23 +312,23 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     """Generate as asked, write every file, and return what the JSON of each stream says.
 
     Raises:
-        FileNotFoundError, ValueError: a run, checkpoint, seed or setting that can't be; the message says which.
+        FileNotFoundError, ValueError: a run, checkpoint, prompt or setting that can't be; the message says which.
         Interrupted: stopped by Ctrl-C; what was generated until then is written.
     """
     run = RunFolder(config.run or VOICE)
     path = run.find_checkpoint(config.checkpoint)
     checkpoint = load_checkpoint(path)
-    model = model_from_checkpoint(checkpoint)
+    model = build_model(checkpoint)
     mode = model.mode
-    drawing = find_drawing(config, model)
-    seed = find_seed(config, run, mode)
-    rules = read_rules(config.what_if, mode) if config.what_if else ()
+    sampling = resolve_sampling(config, model)
+    prompt = find_prompt(config, run, mode)
+    edits = parse_edits(config.what_if, mode) if config.what_if else ()
 
     threads = torch.get_num_threads()
     # A few streams are a chain of small products: a second thread only costs.
     torch.set_num_threads(1)
-    streams = [_Stream(out, seed, mode, config) for out in _paths_of(config)]
-    free_run = FreeRun(model, np.repeat(seed.frames[None], config.streams, axis=0), drawing, config.random_seed)
+    streams = [_Stream(out, prompt, mode, config) for out in _paths_of(config)]
+    free_run = FreeRun(model, np.repeat(prompt.frames[None], config.streams, axis=0), sampling, config.seed)
     # However short, a time that was asked for is a frame.
     total = math.inf
     if not math.isinf(config.seconds):
@@ -423,16 +359,16 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         "step": checkpoint.get("global_step"),
         "model": checkpoint["hyper_parameters"]["model"],
         "mode": mode.name,
-        "seed_origin": seed.origin,
-        "seed_frames": len(seed.frames),
-        "drawing": {key: list(values) for key, values in asdict(drawing).items()}
+        "prompt_origin": prompt.origin,
+        "prompt_frames": len(prompt.frames),
+        "sampling": {key: list(values) for key, values in asdict(sampling).items()}
         if model.typed_head.has_likelihood
         else None,
         "frames": made,
         "generated_seconds": seconds,
         "times_real_time": round(config.streams * seconds / (time.monotonic() - started), 1),
     }
-    shown = seed if config.with_seed else Seed(seed.frames[:0], seed.origin)
+    shown = prompt if config.with_prompt else Prompt(prompt.frames[:0], prompt.origin)
     all_facts = [{**facts, "out": stream.out, "alarms": stream.alarms} for stream in streams]
     for stream, stream_facts in zip(streams, all_facts, strict=True):
         frames = np.concatenate([shown.frames, *stream.blocks])
@@ -441,12 +377,12 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
             continue
         _write_beside(out, frames, shown, mode)
         write_bytes(out.with_suffix(".json"), (json.dumps(stream_facts, indent=2) + "\n").encode())
-        if rules:
-            changed, changed_out = apply_rules(frames, rules, mode), _what_if_path(out)
+        if edits:
+            changed, changed_out = apply_edits(frames, edits, mode), _what_if_path(out)
             writer = _Writer(str(changed_out))
             writer.write(decode_frames(changed, mode))
             writer.close()
-            _write_beside(changed_out, changed, Seed(shown.frames, f"{config.what_if}; {seed.origin}"), mode)
+            _write_beside(changed_out, changed, Prompt(shown.frames, f"{config.what_if}; {prompt.origin}"), mode)
     if stopped:
         raise Interrupted(
             f"stopped after {seconds:.1f} s of babble" + ("" if config.out == "-" else f" in {config.out}.")
@@ -458,34 +394,16 @@ def _what_if_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}-what-if.wav")
 
 
-def _write_beside(out: Path, frames: np.ndarray, seed: Seed, mode: Mode) -> None:
-    """Write the frames and the picture of what a WAV holds: the seed, and what came then."""
+def _write_beside(out: Path, frames: np.ndarray, prompt: Prompt, mode: Mode) -> None:
+    """Write the frames and the picture of what a WAV holds: the prompt, and what came then."""
     write_bytes(out.with_suffix(".c2"), c2_header(mode) + pack_packets(frames, mode))
     shown = PLOT_SECONDS * mode.frames_per_second
-    # Where the seed stands alone, nothing is set off from it.
-    marked = min(len(seed.frames), shown) if len(frames) > len(seed.frames) else 0
+    # Where the prompt stands alone, nothing is set off from it.
+    marked = min(len(prompt.frames), shown) if len(frames) > len(prompt.frames) else 0
     with wave.open(str(out), "rb") as file:
         pcm = np.frombuffer(file.readframes(shown * mode.pcm_per_frame), "<i2").astype(np.int16)
-    figure = plot_speech(frames[:shown], mode, pcm, title=f"{out.name}: {seed.origin}", seed_frames=marked)
+    figure = plot_speech(frames[:shown], mode, pcm, title=f"{out.name}: {prompt.origin}", prompt_frames=marked)
     save_figure(figure, out.with_suffix(".png"))
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the checkpoint in a file.
-
-    Raises:
-        ValueError: the file is damaged or no checkpoint.
-    """
-    try:
-        # A checkpoint is a zip, whose sums torch does not look at: a byte of the weights may have changed.
-        with zipfile.ZipFile(path) as checkpoint:
-            damaged = checkpoint.testzip()
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError, by the damage
-        raise ValueError(f"{path} is no checkpoint, or damaged: {[*str(error).splitlines(), 'empty'][0]}") from None
-    if damaged:
-        raise ValueError(f"{path} is no checkpoint, or damaged: the check sum of its {damaged} is wrong")
-    return loaded
 
 
 def _work(config: GenerateConfig) -> None:
@@ -495,9 +413,9 @@ def _work(config: GenerateConfig) -> None:
     facts = all_facts[0]
     if facts["frames"]:
         made = f"{facts['generated_seconds']:.1f} s of babble from {facts['checkpoint']}"
-        print(f"{made}, {facts['times_real_time']:g} x real time, continuing {facts['seed_origin']}:")
+        print(f"{made}, {facts['times_real_time']:g} x real time, continuing {facts['prompt_origin']}:")
     else:
-        print(f"{facts['seed_origin']}, {facts['seed_frames']} frames, as Codec 2 has it:")
+        print(f"{facts['prompt_origin']}, {facts['prompt_frames']} frames, as Codec 2 has it:")
     for facts in all_facts:
         out = Path(facts["out"])
         if not out.is_file():

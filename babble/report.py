@@ -4,7 +4,7 @@
 
 1. `read_run` and `read_sweep` take from a folder what it holds: settings, figures, curves, evaluations, trials. What a
    run has not got yet is left out.
-2. `gather_rows` brings together the clips of `listening/` that continue the same seed, real speech first.
+2. `gather_rows` brings together the clips of `samples/` that continue the same prompt, real speech first.
 3. `build_page` puts all of it, as JSON, into page/page.html with the style and the script beside it, and with uPlot,
    which draws the curves. A Content-Security-Policy lets these scripts run and forbids every request.
 
@@ -31,17 +31,17 @@ import numpy as np
 import soundfile
 import yaml
 
-from babble.battery import format_battery
-from babble.codec import read_c2
-from babble.commands import flatten, run_command
-from babble.frames import MODES, SAMPLE_RATE_HZ, Mode, energy_db, lsp_hz, pitch_hz
-from babble.run import RunFolder
-from babble.shards import write_bytes
-from babble.sweep import SweepFolder, rank
+from babble.cli import flatten, run_command
+from babble.codec.codec2 import read_c2
+from babble.codec.frames import MODES, SAMPLE_RATE_HZ, Mode, energy_db, lsp_hz, pitch_hz
+from babble.evaluation.speech_statistics import format_statistics
+from babble.files import write_bytes
+from babble.run_folder import RunFolder
+from babble.sweeps.folder import SweepFolder, rank
 from preprocessing.audio import BadRecording, open_recording
 from preprocessing.sources import FRAME_SUFFIXES, Source, find_sources, open_source
 
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parent / "reporting" / "page"
 # More points than a curve has pixels are not seen.
 MAX_POINTS = 2000
 # What says where and when, not what settings do.
@@ -159,8 +159,8 @@ def read_run(run: RunFolder, name: str, epochs: int) -> dict[str, Any]:
     )
     logged = [value for value in curves.get(figure or "", {}).get("values", []) if value is not None]
     starts = _read_optional(run.path / "environment.json", [])
-    heard = sorted(path.name for path in run.listening.glob("epoch-*"))
-    seeds = sorted(run.seeds.glob("*.c2"))
+    heard = sorted(path.name for path in run.samples.glob("epoch-*"))
+    prompts = sorted(run.prompts.glob("*.c2"))
     frames = finished.get("frames")
     return {
         "name": name,
@@ -170,7 +170,7 @@ def read_run(run: RunFolder, name: str, epochs: int) -> dict[str, Any]:
         "best": _finite(finished.get("best", min(logged, default=None))),
         "weights": finished.get("weights"),
         "frames": frames,
-        "hours": frames / read_c2(seeds[0])[1].frames_per_second / 3600 if frames and seeds else None,
+        "hours": frames / read_c2(prompts[0])[1].frames_per_second / 3600 if frames and prompts else None,
         "steps": finished.get("steps"),
         "start": starts[0] if starts else None,
         "starts": len(starts),
@@ -270,7 +270,7 @@ def make_clip(
 
 
 def read_clip(path: Path, name: str, detail: str, run: str | None) -> dict[str, Any]:
-    """Return a clip of `listening/`: its WAV, and the frames in the .c2 beside it, which older runs lack."""
+    """Return a clip of `samples/`: its WAV, and the frames in the .c2 beside it, which older runs lack."""
     frames = path.with_suffix(".c2")
     described = describe_frames(*read_c2(frames)) if frames.is_file() else None
     return make_clip(read_sound(path), described, name, detail, run)
@@ -304,7 +304,7 @@ def add_recordings(rows: list[dict[str, Any]], paths: Iterable[Path]) -> None:
 
 
 def gather_rows(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return a row for each seed: where it is from, how long it is, and the clips that continue it, real speech first.
+    """Return a row for each prompt: origin, length, and the clips that continue it, real speech first.
 
     Runs that continue the same place of the same recording share its row and its real speech.
 
@@ -313,27 +313,27 @@ def gather_rows(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[dict[s
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run, about in runs:
-        places = {place["seed"]: place for place in _read_optional(run.seeds / "seeds.json", [])}
-        for seed in sorted(run.seeds.glob("*.c2"), key=lambda path: int(path.stem)):
-            number = int(seed.stem)
-            frames, mode = read_c2(seed)
+        places = {place["prompt"]: place for place in _read_optional(run.prompts / "prompts.json", [])}
+        for prompt in sorted(run.prompts.glob("*.c2"), key=lambda path: int(path.stem)):
+            number = int(prompt.stem)
+            frames, mode = read_c2(prompt)
             place = places.get(number, {"recording": about["name"], "first_frame": 0})
-            # In little held-out speech several seeds may be of one place.
+            # In little held-out speech several prompts may be of one place.
             key = (mode.name, number, place["recording"], place["first_frame"], number in places or run.path)
             row = rows.setdefault(
                 key,
                 {
                     "recording": place["recording"],
                     "second": place["first_frame"] / mode.frames_per_second,
-                    "seed_seconds": len(frames) / mode.frames_per_second,
+                    "prompt_seconds": len(frames) / mode.frames_per_second,
                     "clips": [],
                 },
             )
-            real = run.listening / "real" / f"{number}.wav"
+            real = run.samples / "real" / f"{number}.wav"
             if real.is_file() and not any(clip["run"] is None for clip in row["clips"]):
                 row["clips"].insert(0, read_clip(real, "Real speech", "as coded", None))
             for epoch in about["embedded"]:
-                path = run.listening / epoch / f"{number}.wav"
+                path = run.samples / epoch / f"{number}.wav"
                 if path.is_file():
                     detail = f"epoch {int(epoch.removeprefix('epoch-'))}"
                     row["clips"].append(read_clip(path, about["name"], detail, about["name"]))
@@ -366,7 +366,7 @@ def gather_evaluations(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list
             name = about["name"] + ("" if checkpoint == "best" else f", {checkpoint}")
             table["rows"].append({"name": name, "run": about["name"]} | _figures(found["held_out"]))
             if "speech" in found:
-                table["sounds"].append({"name": name, "text": format_battery(found["speech"]["battery"])})
+                table["sounds"].append({"name": name, "text": format_statistics(found["speech"]["statistics"])})
     return list(tables.values())
 
 

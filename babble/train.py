@@ -30,23 +30,24 @@ from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEn
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
-from babble.averaging import make_averaging
-from babble.baselines import baseline_lines, measure_baselines
-from babble.checkpoints import Checkpoints, StepLimit, StopRequest, find_resume
-from babble.cluster import Place, find_place, job_id
-from babble.commands import Interrupted, config_to_dict, run_command
-from babble.data import SpeechData
-from babble.generate import load_checkpoint
-from babble.listening import Listening, ListeningConfig
-from babble.loaders import DataConfig
-from babble.metrics import Curves, LayerFigures, MetricsCsv, PlainLines, Speed
-from babble.model import ModelConfig
-from babble.module import BabbleModule, OptimConfig
+from babble.cli import Interrupted, config_to_dict, run_command
+from babble.data.datamodule import SpeechData
+from babble.data.loaders import DataConfig
+from babble.data.shards import MANIFEST
+from babble.evaluation.baselines import baseline_lines, measure_baselines
+from babble.files import write_json
+from babble.model.babbler import ModelConfig
+from babble.model.checkpoint import load_checkpoint
 from babble.report import write_report
-from babble.run import RunFolder, git_revision
-from babble.shards import MANIFEST, write_json
-from babble.tracking import STEP, WandbConfig, WandbRun, open_wandb
-from babble.unfreezing import Stage, Unfreezing, check_stages
+from babble.run_folder import RunFolder, git_revision
+from babble.training.averaging import make_averaging
+from babble.training.checkpoints import Checkpoints, StepLimit, StopRequest, find_resume
+from babble.training.metrics import Curves, LayerFigures, MetricsCsv, PlainLines, Speed
+from babble.training.module import BabbleModule, OptimConfig
+from babble.training.samples import SamplesConfig, SampleWriter
+from babble.training.topology import Topology, find_topology, job_id
+from babble.training.unfreezing import Stage, Unfreezing, check_stages
+from babble.training.wandb_run import STEP, WandbConfig, WandbRun, open_wandb
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,15 @@ class TrainConfig:
         model: the network.
         optim: how its weights are moved.
         unfreezing: stages from the bottom up, a list of {layers, epochs}; empty lets all layers learn at once.
-        waiting_layers: a layer that has not woken yet is in the path with its first weights ("frozen", as 2017), or
-            left out until it wakes ("skipped").
+        before_unfreezing: a layer that has not woken yet is in the path with its first weights ("frozen", as 2017), or
+            left out until it wakes ("bypassed").
         stop: when it ends.
         validate_every_epochs: how often the held-out recordings are heard; they are at the end in any case.
-        listening: what is heard and seen of it meanwhile.
+        samples: what is heard and seen of it meanwhile.
         checkpoint_minutes: the last checkpoint is renewed this often, and at every epoch's end.
         log_every_steps: a row of metrics.csv and a point of a curve every so many steps.
         init_from: start from another run's weights (its folder, or a checkpoint file); stages start anew.
-        random_seed: of the first weights and of the order of windows.
+        seed: of the first weights and of the order of windows.
         compute: on what it runs.
         wandb: dashboards.
     """
@@ -134,20 +135,20 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     unfreezing: tuple[Stage, ...] = ()
-    waiting_layers: str = "frozen"
+    before_unfreezing: str = "frozen"
     stop: StopConfig = field(default_factory=StopConfig)
     validate_every_epochs: int = 1
-    listening: ListeningConfig = field(default_factory=ListeningConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint_minutes: float = 10.0
     log_every_steps: int = 50
     init_from: Path | None = None
-    random_seed: int = 0
+    seed: int = 0
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         """Refuse what only shows between the parts."""
-        check_stages(self.unfreezing, self.model.num_layers, self.waiting_layers)
+        check_stages(self.unfreezing, self.model.num_layers, self.before_unfreezing)
         if self.stop == StopConfig():
             raise ValueError("nothing says when to stop: set stop.epochs, stop.steps, stop.hours or stop.patience.")
         if self.optim.schedule == "cosine" and not (self.optim.schedule_steps or self.stop.epochs or self.stop.steps):
@@ -186,10 +187,10 @@ def _open_dashboards(
     return opened
 
 
-def _close_dashboards(wandb: WandbRun, config: TrainConfig, run: RunFolder, headline: str, best: float) -> None:
+def _close_dashboards(wandb: WandbRun, config: TrainConfig, run: RunFolder, monitor: str, best: float) -> None:
     """Say how good it has become, send the best checkpoint where it is sent at once, and end W&B's process."""
     if run.checkpoint("best").is_file():
-        wandb.summarize({headline.replace("val/", "best/"): best})
+        wandb.summarize({monitor.replace("val/", "best/"): best})
         # Offline it would go with a later `wandb sync`, when a sweep may have removed it.
         if wandb.is_online:
             wandb.log_file(run.checkpoint("best"), f"{config.run_name}-best", "model")
@@ -224,7 +225,7 @@ class TrainResult:
 
     Attributes:
         run: its folder.
-        figure: the headline's name, "val/bits_per_frame" or "val/error_levels".
+        figure: the monitor's name, "val/bits_per_frame" or "val/error_levels".
         best: its best value on the validation split.
         steps: optimizer steps done.
         frames: frames learned from in them, all processes together.
@@ -251,17 +252,17 @@ def train(config: TrainConfig) -> TrainResult:
     """
     request = StopRequest()
     with request.watching(signal.SIGUSR1):
-        return _train(config, find_place(config.compute.devices, config.compute.nodes), request)
+        return _train(config, find_topology(config.compute.devices, config.compute.nodes), request)
 
 
-def _train(config: TrainConfig, place: Place, request: StopRequest) -> TrainResult:
+def _train(config: TrainConfig, topology: Topology, request: StopRequest) -> TrainResult:
     # The run folder names the numbers, so that it is not continued with others.
-    compute = replace(config.compute, devices=place.devices, nodes=place.nodes)
+    compute = replace(config.compute, devices=topology.devices, nodes=topology.nodes)
     config = replace(config, compute=compute)
-    data = SpeechData(config.data, config.random_seed)
+    data = SpeechData(config.data, config.seed)
     data.setup()
-    pl.seed_everything(config.random_seed, verbose=False)
-    module = BabbleModule(config.model, data.mode, config.optim, _total_steps(config, data, place.processes))
+    pl.seed_everything(config.seed, verbose=False)
+    module = BabbleModule(config.model, data.mode, config.optim, _total_steps(config, data, topology.world_size))
     if config.init_from:
         _start_weights(module, config.init_from)
     run = RunFolder(config.runs / config.run_name)
@@ -273,11 +274,16 @@ def _train(config: TrainConfig, place: Place, request: StopRequest) -> TrainResu
             return TrainResult(run.path, **json.loads(run.finished.read_text()), already_finished=True)
         if _is_first_rank():
             run.note_start()
-        return _fit(config, place, data, module, run, request)
+        return _fit(config, topology, data, module, run, request)
 
 
 def _fit(
-    config: TrainConfig, place: Place, data: SpeechData, module: BabbleModule, run: RunFolder, request: StopRequest
+    config: TrainConfig,
+    topology: Topology,
+    data: SpeechData,
+    module: BabbleModule,
+    run: RunFolder,
+    request: StopRequest,
 ) -> TrainResult:
     if config.compute.threads:
         torch.set_num_threads(config.compute.threads)
@@ -294,26 +300,26 @@ def _fit(
             data.mode,
         )
         write_json(run.baselines, baselines)
-        _say_what_starts(config, place, data, module, run, baselines, resumed_step if resumed_from else None)
+        _say_what_starts(config, topology, data, module, run, baselines, resumed_step if resumed_from else None)
         wandb = _open_dashboards(config, data, run, baselines)
 
     checkpoints = Checkpoints(run, config.unfreezing, config.checkpoint_minutes, request)
-    total_steps = _total_steps(config, data, place.processes)
+    total_steps = _total_steps(config, data, topology.world_size)
     is_terminal = sys.stdout.isatty()
-    listening = Listening(config.listening, run, data.validation_recordings, data.mode, config.unfreezing, wandb)
+    samples = SampleWriter(config.samples, run, data.validation_recordings, data.mode, config.unfreezing, wandb)
     callbacks: list[pl.Callback] = [
-        Unfreezing(config.unfreezing, module.model, config.waiting_layers),
+        Unfreezing(config.unfreezing, module.model, config.before_unfreezing),
         LayerFigures(config.unfreezing),
         *([make_averaging(config.optim.ema_decay)] if config.optim.ema_decay else []),
         Speed(config.log_every_steps),
-        listening,
+        samples,
         TQDMProgressBar() if is_terminal else PlainLines(config.unfreezing, config.stop.epochs, total_steps),
         checkpoints,
     ]
     if config.stop.steps:
         callbacks.append(StepLimit(config.stop.steps))
     if config.stop.patience:
-        callbacks.append(EarlyStopping(module.headline, patience=config.stop.patience, check_on_train_epoch_end=False))
+        callbacks.append(EarlyStopping(module.monitor, patience=config.stop.patience, check_on_train_epoch_end=False))
     if config.stop.hours:
         callbacks.append(Timer({"hours": config.stop.hours}, verbose=False))  # type: ignore[dict-item]
     with warnings.catch_warnings():
@@ -331,13 +337,13 @@ def _fit(
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
         trainer = pl.Trainer(
             accelerator=config.compute.accelerator,
-            devices=place.devices,
-            num_nodes=place.nodes,
+            devices=topology.devices,
+            num_nodes=topology.nodes,
             # Lightning's own requeueing saves inside the signal handler, which deadlocks: slurm/train.sh requeues.
-            plugins=[SLURMEnvironment(auto_requeue=False) if place.is_srun else LightningEnvironment()],
+            plugins=[SLURMEnvironment(auto_requeue=False) if topology.is_started_by_srun else LightningEnvironment()],
             # No buffer changes in training, so none needs to be sent round before each step.
-            strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.waiting_layers == "skipped")
-            if place.processes > 1
+            strategy=DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.before_unfreezing == "bypassed")
+            if topology.world_size > 1
             else "auto",
             precision=config.compute.precision,  # type: ignore[arg-type]
             max_epochs=config.stop.epochs or -1,
@@ -360,16 +366,16 @@ def _fit(
             if checkpoints.validated_step != steps:
                 trainer.validate(module, datamodule=data, verbose=False)
             # Lightning does not, where a run goes on that had stopped right behind its last step.
-            listening.on_train_end(trainer, module)
+            samples.on_train_end(trainer, module)
         finally:
             if wandb:
-                _close_dashboards(wandb, config, run, module.headline, checkpoints.best)
+                _close_dashboards(wandb, config, run, module.monitor, checkpoints.best)
     weights = sum(parameter.numel() for parameter in module.parameters())
     result = {
-        "figure": module.headline,
+        "figure": module.monitor,
         "best": checkpoints.best,
         "steps": steps,
-        "frames": data.frames_given * place.processes,
+        "frames": data.frames_given * topology.world_size,
         "weights": weights,
     }
     if trainer.is_global_zero:
@@ -388,7 +394,7 @@ def _report(run: RunFolder) -> None:
 
 def _say_what_starts(
     config: TrainConfig,
-    place: Place,
+    topology: Topology,
     data: SpeechData,
     module: BabbleModule,
     run: RunFolder,
@@ -397,11 +403,11 @@ def _say_what_starts(
 ) -> None:
     weights = sum(parameter.numel() for parameter in module.parameters())
     model = config.model
-    figure = module.headline.removeprefix("val/")
+    figure = module.monitor.removeprefix("val/")
     lines = [
         f"{run.path}: " + ("a new run" if resumed_step is None else f"going on at step {resumed_step}"),
-        f"  runs on {place.processes} process{'es' * (place.processes > 1)} on {place.nodes} "
-        f"node{'s' * (place.nodes > 1)}, git revision {git_revision() or 'unknown'}",
+        f"  runs on {topology.world_size} process{'es' * (topology.world_size > 1)} on {topology.nodes} "
+        f"node{'s' * (topology.nodes > 1)}, git revision {git_revision() or 'unknown'}",
         f"  hears   {data.folder}: {data.describe()}",
         f"  learns  {model.num_layers} {model.cell} layers of {model.units} units, {model.head} head, "
         f"{weights:,} weights",

@@ -28,7 +28,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from babble.commands import (
+from babble.cli import (
     CommandError,
     Interrupted,
     build_config,
@@ -38,14 +38,14 @@ from babble.commands import (
     to_yaml,
     unflatten,
 )
-from babble.data import map_split, open_shards
-from babble.heads import HEADS
-from babble.run import RunFolder, changed_settings
-from babble.shards import write_bytes
-from babble.space import Axis, apply_values, check_space, every_combination, one_at_a_time, read_space
-from babble.sweep import ENDED, SweepFolder, write_answer
+from babble.data.datamodule import map_split, open_shards
+from babble.files import write_bytes
+from babble.model.heads import HEADS
+from babble.run_folder import RunFolder, changed_settings
+from babble.sweeps.folder import ENDED, SweepFolder, write_answer
+from babble.sweeps.space import Axis, apply_values, check_space, every_combination, one_at_a_time, read_space
+from babble.sweeps.trial import Trial, Watch
 from babble.train import TrainConfig
-from babble.trial import Trial, Watch
 
 SEARCHES = ("grid", "random", "optuna")
 SCHEDULERS = ("none", "asha")
@@ -111,10 +111,10 @@ class TuneConfig(TrainConfig):
         runs: the folder that holds it.
         space: what is varied, in the words of babble.train, such as model.units: {choice: [40, 160, 320]}; ranges are
             uniform, loguniform, randint and lograndint: [from, to].
-        search: "grid" trains all combinations of choices, in an order drawn by `random_seed`; "random" draws; "optuna"
+        search: "grid" trains all combinations of choices, in an order drawn by `seed`; "random" draws; "optuna"
             draws where it looks promising (TPE).
         configurations: how many random and optuna draw.
-        random_seeds: each configuration is trained once with each.
+        seeds: each configuration is trained once with each.
         scheduler: "none" trains all trials to their end; "asha" stops those that lag behind.
         asha: when.
         trial: what each trial gets.
@@ -128,7 +128,7 @@ class TuneConfig(TrainConfig):
     space: dict[str, Any] = field(default_factory=dict)
     search: str = "grid"
     configurations: int = 20
-    random_seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
     scheduler: str = "none"
     asha: AshaConfig = field(default_factory=AshaConfig)
     trial: TrialConfig = field(default_factory=TrialConfig)
@@ -148,10 +148,10 @@ class TuneConfig(TrainConfig):
         for key in ("configurations", "keep_best"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: at least 1 is needed.")
-        if not self.random_seeds or len(set(self.random_seeds)) < len(self.random_seeds):
-            raise ValueError(f"random_seeds={list(self.random_seeds)}: at least one is needed, and none twice.")
-        if "random_seed" in self.space:
-            raise ValueError("space: random_seed is no choice to find the best of: give random_seeds.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: at least one is needed, and none twice.")
+        if "seed" in self.space:
+            raise ValueError("space: seed is no choice to find the best of: give seeds.")
         axes = self.axes
         check_space(axes, self.search == "grid", lambda settings: self.training(settings))
         if self.scheduler == "asha":
@@ -221,7 +221,7 @@ class TuneConfig(TrainConfig):
     def total(self) -> int:
         """How many trials there will be."""
         drawn = sum(1 for _ in every_combination(self.axes)) if self.search == "grid" else self.configurations
-        return drawn * len(self.random_seeds)
+        return drawn * len(self.seeds)
 
 
 def _last_wake(training: TrainConfig) -> int:
@@ -249,7 +249,7 @@ def _begin(config: TuneConfig, sweep: SweepFolder) -> None:
     about = {key: value for key, value in config_to_dict(config).items() if key not in not_asked}
     about |= {"figure": config.figure, "mode": manifest.mode.name}
     shared = config.shared
-    del shared["name"], shared["runs"], shared["random_seed"]
+    del shared["name"], shared["runs"], shared["seed"]
     shared["wandb"]["group"] = shared["wandb"]["group"] or sweep.path.name
     processes = config.compute.devices or max(1, int(config.trial.gpus or 0))
     threads = config.compute.threads or max(1, config.trial.cores // processes)
@@ -364,27 +364,27 @@ def _domain(axis: Axis) -> Any:
 
 def _search(config: TuneConfig, at_once: int) -> tuple[Any, dict[str, Any], int]:
     """Return Tune's searcher, its space, and how many samples it draws."""
-    seeds = list(config.random_seeds)
+    seeds = list(config.seeds)
     drawn = {"values": {axis.key: _domain(axis) for axis in config.axes}}
     if config.search == "optuna":
-        searcher: Searcher = OptunaSearch(seed=config.random_seed)
+        searcher: Searcher = OptunaSearch(seed=config.seed)
         if len(seeds) > 1:
             searcher = Repeater(searcher, repeat=len(seeds))
             seed: dict[str, Any] = {}
         else:
-            seed = {"random_seed": seeds[0]}
+            seed = {"seed": seeds[0]}
         # It learns from trials that have ended: none is drawn before it can run.
         searcher = ConcurrencyLimiter(searcher, max_concurrent=at_once)
         return searcher, drawn | seed, config.total
     # With every drawn configuration each random seed.
-    generator = BasicVariantGenerator(constant_grid_search=True, random_state=config.random_seed)
-    random_seed = {"random_seed": tune.grid_search(seeds)}
+    generator = BasicVariantGenerator(constant_grid_search=True, random_state=config.seed)
+    seed = {"seed": tune.grid_search(seeds)}
     if config.search == "grid":
         points = list(every_combination(config.axes))
         # In a grid's own order small networks come first, and ASHA lets each go on as the best so far.
-        random.Random(config.random_seed).shuffle(points)
-        return generator, {"values": tune.grid_search(points)} | random_seed, 1
-    return generator, drawn | random_seed, config.configurations
+        random.Random(config.seed).shuffle(points)
+        return generator, {"values": tune.grid_search(points)} | seed, 1
+    return generator, drawn | seed, config.configurations
 
 
 def _scheduler(config: TuneConfig) -> TrialScheduler | None:
@@ -494,7 +494,7 @@ def _say_what_starts(config: TuneConfig, folder: SweepFolder, wanted: dict[str, 
     each = ", ".join(f"{amount:g} {what}" for what, amount in wanted.items())
     print(
         f"{folder.path}: {f'going on, {ended} trials have ended' if rows else 'a new sweep'}\n"
-        f"  trials  {config.total}: {config.search} search, random seeds {', '.join(map(str, config.random_seeds))}; "
+        f"  trials  {config.total}: {config.search} search, random seeds {', '.join(map(str, config.seeds))}; "
         f"{each} each, {_at_once(wanted)} at once\n"
         f"  varies  {'; '.join(f'{axis.key} ({axis.kind} of {list(axis.values)})' for axis in config.axes)}\n"
         f"  stops   {_say_scheduler(config)}",

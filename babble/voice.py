@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from babble.commands import run_command
-from babble.generate import VOICE, load_checkpoint
-from babble.model import model_from_checkpoint
-from babble.run import RunFolder
+from babble.cli import run_command
+from babble.generate import VOICE
+from babble.model.checkpoint import build_model, load_checkpoint
+from babble.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def export_voice(config: VoiceConfig) -> Path:
     assert config.run is not None
     run = RunFolder(config.run)
     checkpoint = load_checkpoint(run.find_checkpoint(config.checkpoint))
-    model_from_checkpoint(checkpoint)
+    build_model(checkpoint)
     weights = {name: value.half() for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
-    kept = {key: checkpoint[key] for key in ("hyper_parameters", "asleep_layers", "epoch", "global_step")}
+    kept = {key: checkpoint[key] for key in ("hyper_parameters", "bypassed_layers", "epoch", "global_step")}
     # What it was trained on and how, but not where that lay.
     trained = {
         key: value for key, value in run.read_config().items() if key in ("model", "optim", "unfreezing", "stop")

@@ -37,9 +37,9 @@ from unittest import mock
 
 import numpy as np
 
-from babble.commands import CommandError, config_to_dict, read_config, run_command
-from babble.frames import Mode
-from babble.run import RunFolder, environment
+from babble.cli import CommandError, config_to_dict, read_config, run_command
+from babble.codec.frames import Mode
+from babble.run_folder import RunFolder, environment
 from jobs.measuring import (
     MODE,
     ROOT,
@@ -71,7 +71,7 @@ from jobs.scaling import (
 
 # Imported where it is used: torch and the codec would count as CPU time of the bare floors.
 if TYPE_CHECKING:
-    from babble.model import Babbler
+    from babble.model.babbler import Babbler
 
 COMMAND = "python -m jobs.benchmark"
 PARTS = (
@@ -86,7 +86,7 @@ SOUNDFILE_SUFFIXES = (".mp3", ".flac", ".wav", ".ogg", ".oga", ".opus")
 ONE_PAIR_HOURS = 5
 CROWD_SECONDS = 3600
 STREAMS = 64
-SEED_FRAMES = 200
+PROMPT_FRAMES = 200
 # As in configs/babble-rnn-2017-*.yaml.
 BATCH_SIZE, WINDOW_FRAMES = 32, 200
 
@@ -267,18 +267,18 @@ def _measure_crowd(paths: Sequence[Path]) -> Figure:
 
 
 def _network_2017(units: int) -> Any:
-    from babble.model import ModelConfig
+    from babble.model.babbler import ModelConfig
 
     return ModelConfig(inputs="scaled", cell="lstm", num_layers=3, units=units, head="regression")
 
 
 def _measure_data(config: BenchmarkConfig, corpus: Path) -> list[Figure]:
     stay_on_one_core()
-    from babble.data import SpeechData
-    from babble.loaders import DataConfig
-    from babble.model import Babbler
+    from babble.data.datamodule import SpeechData
+    from babble.data.loaders import DataConfig
+    from babble.model.babbler import Babbler
 
-    data = SpeechData(DataConfig(corpus, window_frames=WINDOW_FRAMES, batch_size=BATCH_SIZE), random_seed=0)
+    data = SpeechData(DataConfig(corpus, window_frames=WINDOW_FRAMES, batch_size=BATCH_SIZE), seed=0)
     data.setup()
     loader = data.train_dataloader()
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -303,12 +303,12 @@ def _measure_training(units: int, config: BenchmarkConfig, corpus: Path, folder:
     import copy
 
     import babble.train
-    from babble.listening import ListeningConfig
-    from babble.loaders import DataConfig
-    from babble.metrics import Speed
-    from babble.module import OptimConfig
-    from babble.tracking import WandbConfig
+    from babble.data.loaders import DataConfig
     from babble.train import ComputeConfig, StopConfig, TrainConfig, train
+    from babble.training.metrics import Speed
+    from babble.training.module import OptimConfig
+    from babble.training.samples import SamplesConfig
+    from babble.training.wandb_run import WandbConfig
 
     turns: list[tuple[float, float]] = []
     frames = config.training_steps * BATCH_SIZE * WINDOW_FRAMES
@@ -340,7 +340,7 @@ def _measure_training(units: int, config: BenchmarkConfig, corpus: Path, folder:
         optim=OptimConfig(clip_norm=None),
         stop=StopConfig(steps=(config.turns + 1) * config.training_steps),
         # As short as can be: none of it is measured.
-        listening=ListeningConfig(every_epochs=0, seeds=1, frames=2),
+        samples=SamplesConfig(every_epochs=0, prompts=1, frames=2),
         # Rows and points in every turn, where the default is every 50 steps.
         log_every_steps=config.training_steps,
         compute=ComputeConfig(accelerator="cpu", threads=1),
@@ -365,10 +365,10 @@ def measure_training(config: BenchmarkConfig, folder: Path) -> list[Figure]:
 
 def _measure_logging(config: BenchmarkConfig, corpus: Path, folder: Path) -> list[Figure]:
     import babble.train
-    from babble.listening import ListeningConfig
-    from babble.metrics import Speed
-    from babble.tracking import WandbConfig
     from babble.train import ComputeConfig, StopConfig, TrainConfig, train
+    from babble.training.metrics import Speed
+    from babble.training.samples import SamplesConfig
+    from babble.training.wandb_run import WandbConfig
 
     recipe = read_config(TrainConfig, ["--config", str(DEFAULT_RECIPE)])
     frames = config.logging_steps * recipe.data.batch_size * recipe.data.window_frames
@@ -397,7 +397,7 @@ def _measure_logging(config: BenchmarkConfig, corpus: Path, folder: Path) -> lis
         # One more step, before which the last turn ends.
         stop=StopConfig(steps=2 * (config.turns + 1) * config.logging_steps + 1),
         # As short as can be: none of it is measured.
-        listening=ListeningConfig(every_epochs=0, seeds=1, frames=2),
+        samples=SamplesConfig(every_epochs=0, prompts=1, frames=2),
         log_every_steps=config.logging_steps,
         compute=ComputeConfig(accelerator="cpu", threads=1),
         wandb=WandbConfig(mode="offline"),
@@ -430,7 +430,7 @@ def measure_logging(config: BenchmarkConfig, folder: Path) -> list[Figure]:
 # ---- 4. generation
 
 
-def bare_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) -> Callable[[int], np.ndarray]:
+def bare_babble(model: "Babbler", prompts_BTF: np.ndarray, seed: int = 0) -> Callable[[int], np.ndarray]:
     """Return a function that gives the next so many frames (N, B, F): the floor, plain tensors and fused cells.
 
     One product a layer and one for the head. Regression: the nearest legal level. Categorical: of all levels of a
@@ -445,7 +445,7 @@ def bare_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) -
     embedding: Any = model.input
     table: Any = None if is_regression else embedding.table.weight
     with torch.inference_mode():
-        hidden_BTH, states = model(torch.from_numpy(seeds_BTF.astype(np.int64)))
+        hidden_BTH, states = model(torch.from_numpy(prompts_BTF.astype(np.int64)))
         x = hidden_BTH[:, -1]
         hs, cs = [h for h, _ in states], [c for _, c in states]
         weights = [
@@ -454,7 +454,7 @@ def bare_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) -
         biases = [layer.rnn.bias_ih_l0 + layer.rnn.bias_hh_l0 for layer in layers]
         head, head_bias = dense.weight.t().contiguous(), dense.bias
         highest = torch.tensor(mode.levels - 1, dtype=torch.float32)
-        generator = torch.Generator().manual_seed(random_seed)
+        generator = torch.Generator().manual_seed(seed)
         first_rows = torch.tensor([0, *mode.levels.cumsum()[:-1]])
         most = int(mode.levels.max())
         # Every field as wide as the widest: behind its last level stands its first again, which never comes first.
@@ -498,7 +498,7 @@ def make_run(folder: Path, model: "Babbler") -> RunFolder:
     return run
 
 
-def plain_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) -> Callable[[int], np.ndarray]:
+def plain_babble(model: "Babbler", prompts_BTF: np.ndarray, seed: int = 0) -> Callable[[int], np.ndarray]:
     """Return a function that gives the next so many frames (N, B, F) of an autoregressive head, as one first writes it.
 
     The network's own forward pass on each frame, then field by field a softmax and a draw from it.
@@ -506,10 +506,10 @@ def plain_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) 
     import torch
 
     head: Any = model.head
-    generator = torch.Generator().manual_seed(random_seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
-        hidden_BTH, state = model(torch.from_numpy(seeds_BTF.astype(np.int64)))
-        told_LK = head.told_LK * head.is_earlier_LK
+        hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)))
+        earlier_LK = head.earlier_LK * head.is_earlier_LK
 
     @torch.inference_mode()
     def babble(frames: int) -> np.ndarray:
@@ -521,7 +521,7 @@ def plain_babble(model: "Babbler", seeds_BTF: np.ndarray, random_seed: int = 0) 
             for f, out in enumerate(head.outs):
                 piece = hidden_BK[:, f * head.units_per_field : (f + 1) * head.units_per_field]
                 level = torch.multinomial(out(piece.relu()).softmax(dim=-1), 1, generator=generator)[:, 0]
-                hidden_BK = hidden_BK + told_LK[head.first_F[f] + level]
+                hidden_BK = hidden_BK + earlier_LK[head.first_F[f] + level]
                 levels.append(level)
             frames_BF = torch.stack(levels, dim=-1)
             made.append(frames_BF)
@@ -535,14 +535,14 @@ def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     stay_on_one_core()
     import torch
 
-    from babble.codec import write_c2
-    from babble.frames import unpack_packets
-    from babble.generate import BLOCK_FRAMES, iterate_babble
-    from babble.model import Babbler, ModelConfig
+    from babble.codec.codec2 import write_c2
+    from babble.codec.frames import unpack_packets
+    from babble.generation.free_run import BLOCK_FRAMES, iterate_babble
+    from babble.model.babbler import Babbler, ModelConfig
     from babble.train import TrainConfig
 
     (packets,) = itertools.islice(encode_bare(sorted(SPEECH.glob("*.ogg"))), 1)
-    seed = unpack_packets(packets, MODE)[:SEED_FRAMES]
+    prompt = unpack_packets(packets, MODE)[:PROMPT_FRAMES]
     networks = {
         f"2017 3x{config.units}": _network_2017(config.units),
         f"categorical 3x{config.units}": ModelConfig(units=config.units, head="categorical"),
@@ -552,9 +552,9 @@ def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     def measure_streams(name: str, model: Babbler, streams: int, frames: int) -> list[Figure]:
         # Whole blocks, as a block is made when the first of its frames is asked for.
         frames = BLOCK_FRAMES * math.ceil(frames / BLOCK_FRAMES)
-        seeds = np.repeat(seed[None], streams, axis=0)
+        prompts = np.repeat(prompt[None], streams, axis=0)
         is_default = name == DEFAULT_RECIPE.stem
-        stream, bare = iterate_babble(model, seeds), (plain_babble if is_default else bare_babble)(model, seeds)
+        stream, bare = iterate_babble(model, prompts), (plain_babble if is_default else bare_babble)(model, prompts)
         ours, floors = take_turns(
             config.turns,
             lambda: per_second(frames * streams, lambda: list(itertools.islice(stream, frames))),
@@ -576,7 +576,7 @@ def _measure_generation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
         figures += measure_streams(name, model, 1, config.frames)
         figures += measure_streams(name, model, STREAMS, config.frames // 10)
         run = make_run(folder / name, model)
-        write_c2(run.seeds / "1.c2", seed, MODE)
+        write_c2(run.prompts / "1.c2", prompt, MODE)
         command = [sys.executable, "-m", "babble.generate", str(run.path), "--seconds", str(config.seconds)]
         usage = in_own_process(measure_command, [*command, "--out", str(folder / f"{name}.wav")])
         inner = json.loads((folder / f"{name}.json").read_text())["times_real_time"]
@@ -604,7 +604,7 @@ def measure_evaluation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     """Return how long the likelihood of an hour of held-out speech takes the whole command, on all cores."""
     import torch
 
-    from babble.model import Babbler
+    from babble.model.babbler import Babbler
     from babble.train import TrainConfig
 
     say("evaluation")
@@ -614,7 +614,7 @@ def measure_evaluation(config: BenchmarkConfig, folder: Path) -> list[Figure]:
     run = make_run(folder / "run", Babbler(shape, MODE))
     command = [sys.executable, "-m", "babble.evaluate", str(run.path), "--shards", str(corpus)]
     seconds = tuple(
-        in_own_process(measure_command, [*command, "--seconds_of_babble", "0"]).wall_seconds / config.held_out_hours
+        in_own_process(measure_command, [*command, "--babble_seconds", "0"]).wall_seconds / config.held_out_hours
         for _ in range(min(3, config.turns))
     )
     note = f"{config.held_out_hours:g} h, start and baselines too, {os.cpu_count()} cores"

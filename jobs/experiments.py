@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from babble.commands import CommandError, run_command
-from babble.run import RunFolder
+from babble.cli import CommandError, run_command
+from babble.run_folder import RunFolder
 
 COLUMNS = (
-    *("table", "name", "random_seed", "settings", "frames", "weights", "figure", "held_out", "error_levels"),
+    *("table", "name", "seed", "settings", "frames", "weights", "figure", "held_out", "error_levels"),
     "frames_per_second",
 )
 
@@ -36,13 +36,13 @@ class Experiment:
         table: which comparison it belongs to.
         name: what it is called there.
         settings: what it sets, in the words of `babble.train`, such as model.cell.
-        random_seeds: one run each.
+        seeds: one run each.
     """
 
     table: str
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
-    random_seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ def _as_typed(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _train(config: ExperimentsConfig, experiment: Experiment, random_seed: int) -> dict[str, Any]:
+def _train(config: ExperimentsConfig, experiment: Experiment, seed: int) -> dict[str, Any]:
     """Run one training to its end and return its row."""
-    name = f"{experiment.table}-{experiment.name}-{random_seed}".replace(" ", "-")
+    name = f"{experiment.table}-{experiment.name}-{seed}".replace(" ", "-")
     settings = [word for key, value in experiment.settings.items() for word in (f"--{key}", _as_typed(value))]
     command = [
         *(sys.executable, "-m", "babble.train", "--config", str(config.base), "--name", name),
-        *("--runs", str(config.runs), "--data.shards", str(config.shards), "--random_seed", str(random_seed)),
+        *("--runs", str(config.runs), "--data.shards", str(config.shards), "--seed", str(seed)),
         *settings,
     ]
     log = config.runs / f"{name}.log"
@@ -125,7 +125,7 @@ def _train(config: ExperimentsConfig, experiment: Experiment, random_seed: int) 
     return {
         "table": experiment.table,
         "name": experiment.name,
-        "random_seed": random_seed,
+        "seed": seed,
         "settings": " ".join(f"{key}={_as_typed(value)}" for key, value in experiment.settings.items()),
         "frames": finished["frames"],
         "weights": finished["weights"],
@@ -142,20 +142,20 @@ def run_experiments(config: ExperimentsConfig, say: Callable[[str], None] = prin
     Raises:
         CommandError: after all others were run, if one or more failed; names them.
     """
-    done = {(row["table"], row["name"], row["random_seed"]) for row in read_rows(config.csv)}
+    done = {(row["table"], row["name"], row["seed"]) for row in read_rows(config.csv)}
     chosen = [experiment for experiment in config.experiments if not config.only or experiment.table in config.only]
     wanted = [
-        (experiment, random_seed)
+        (experiment, seed)
         for experiment in chosen
-        for random_seed in experiment.random_seeds
-        if (experiment.table, experiment.name, str(random_seed)) not in done
+        for seed in experiment.seeds
+        if (experiment.table, experiment.name, str(seed)) not in done
     ]
     say(f"{len(wanted)} to run, {len(done)} in {config.csv} already")
     lock, failures = threading.Lock(), []
 
-    def work(experiment: Experiment, random_seed: int) -> None:
+    def work(experiment: Experiment, seed: int) -> None:
         try:
-            row = _train(config, experiment, random_seed)
+            row = _train(config, experiment, seed)
         except CommandError as error:
             with lock:
                 failures.append(str(error))
@@ -163,7 +163,7 @@ def run_experiments(config: ExperimentsConfig, say: Callable[[str], None] = prin
             return
         with lock:
             append_row(config.csv, row)
-            say(f"{row['table']}, {row['name']}, random seed {random_seed}: {row['held_out']} {row['figure']}")
+            say(f"{row['table']}, {row['name']}, random seed {seed}: {row['held_out']} {row['figure']}")
 
     with ThreadPoolExecutor(config.at_once) as pool:
         for future in [pool.submit(work, *job) for job in wanted]:

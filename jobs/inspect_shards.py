@@ -5,7 +5,7 @@
 In: a folder that jobs.preprocess made. Steps:
 
 1. every tar is there, and its hash is the manifest's;
-2. every stretch is whole, its levels are legal, it follows on the one before, and all together are what the manifest
+2. every segment is whole, its levels are legal, it follows on the one before, and all together are what the manifest
    tells of;
 3. no frame of a recording is in two splits, under its own name or another's;
 4. hours, fields and their histograms are printed, and written as CSV where asked for.
@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from babble.commands import CommandError, run_command
-from babble.frames import Mode, has_disordered_lsps, is_voiced
-from babble.shards import SPLITS, Manifest, ShardFacts, Stretch, read_manifest, read_stretches
+from babble.cli import CommandError, run_command
+from babble.codec.frames import Mode, has_disordered_lsps, is_voiced
+from babble.data.shards import SPLITS, Manifest, Segment, ShardFacts, read_manifest, read_segments
 
 COMMAND = "python -m jobs.inspect_shards"
 # Recordings are told of that saturate the codec more than twice as often as the narration of 2017 did.
@@ -133,25 +133,25 @@ def _check_split(
     facts = SplitFacts(np.zeros((mode.num_fields, int(mode.levels.max())), np.int64), np.zeros(mode.num_fields))
     found.splits[split] = facts
     joined: list[tuple[str, int, int]] = []
-    last: Stretch | None = None
+    last: Segment | None = None
     is_damaged = False
     for shard in shards:
         entries = frames = 0
         try:
-            for stretch in _read_shard(folder, shard, mode):
+            for segment in _read_shard(folder, shard, mode):
                 entries += 1
-                frames += len(stretch.frames)
-                is_next = last is not None and last.recording == stretch.recording
-                if last is not None and is_next and last.first_frame + len(last.frames) == stretch.first_frame:
-                    joined[-1] = (stretch.recording, joined[-1][1], joined[-1][2] + len(stretch.frames))
+                frames += len(segment.frames)
+                is_next = last is not None and last.recording == segment.recording
+                if last is not None and is_next and last.first_frame + len(last.frames) == segment.first_frame:
+                    joined[-1] = (segment.recording, joined[-1][1], joined[-1][2] + len(segment.frames))
                 else:
-                    joined.append((stretch.recording, stretch.first_frame, len(stretch.frames)))
+                    joined.append((segment.recording, segment.first_frame, len(segment.frames)))
                     last = None
-                _add(facts, stretch, last, mode)
-                last = stretch
+                _add(facts, segment, last, mode)
+                last = segment
                 if frames_csv:
-                    for t, levels in enumerate(stretch.frames.tolist(), stretch.first_frame):
-                        frames_csv.writerow([split, stretch.recording, t, *levels])
+                    for t, levels in enumerate(segment.frames.tolist(), segment.first_frame):
+                        frames_csv.writerow([split, segment.recording, t, *levels])
         except (ValueError, OSError, KeyError, tarfile.TarError) as error:
             found.problems.append(str(error))
             is_damaged = True
@@ -171,16 +171,16 @@ def _check_split(
         found.problems.append(f"{split}: recordings are not those of the manifest: found {first[0]}, not {first[1]}")
 
 
-def _read_shard(folder: Path, shard: ShardFacts, mode: Mode) -> Iterator[Stretch]:
+def _read_shard(folder: Path, shard: ShardFacts, mode: Mode) -> Iterator[Segment]:
     with (folder / shard.name).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != shard.sha256:
         raise ValueError(f"{shard.name} has the hash {sha256[:12]}..., the manifest says {shard.sha256[:12]}...")
-    yield from read_stretches([folder / shard.name], mode)
+    yield from read_segments([folder / shard.name], mode)
 
 
-def _add(facts: SplitFacts, stretch: Stretch, last: Stretch | None, mode: Mode) -> None:
-    frames = stretch.frames
+def _add(facts: SplitFacts, segment: Segment, last: Segment | None, mode: Mode) -> None:
+    frames = segment.frames
     facts.frames += len(frames)
     facts.voiced += int(is_voiced(frames, mode).sum())
     for f in range(mode.num_fields):

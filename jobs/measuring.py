@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from babble.commands import CommandError
-from babble.frames import SAMPLE_RATE_HZ, get_mode
+from babble.cli import CommandError
+from babble.codec.frames import SAMPLE_RATE_HZ, get_mode
 
 # Imported where it is used: torch and the codec would count as CPU time of the bare floors.
 if TYPE_CHECKING:
-    from babble.model import Babbler
+    from babble.model.babbler import Babbler
 
 MODE = get_mode("1300")
 ROOT = Path(__file__).parent.parent
@@ -378,8 +378,8 @@ def join_speech(folder: Path, hours: float) -> list[Path]:
 
 def make_corpus(folder: Path, hours: float, held_out_hours: float = 40 / 3600) -> Path:
     """Return a folder of shards: tests/speech again and again for training, so much of it for validation."""
-    from babble.frames import unpack_packets
-    from babble.shards import Manifest, Stretch, write_manifest, write_shards
+    from babble.codec.frames import unpack_packets
+    from babble.data.shards import Manifest, Segment, write_manifest, write_shards
 
     wanted = round(hours * 3600 * MODE.frames_per_second)
     speech: list[np.ndarray] = []
@@ -389,10 +389,10 @@ def make_corpus(folder: Path, hours: float, held_out_hours: float = 40 / 3600) -
             break
     lengths = itertools.accumulate(len(frames) for frames in itertools.cycle(speech))
     copies = 1 + sum(1 for _ in itertools.takewhile(lambda total: total < wanted, lengths))
-    train = [Stretch(f"speech-{n:04d}", 0, speech[n % len(speech)]) for n in range(copies)]
+    train = [Segment(f"speech-{n:04d}", 0, speech[n % len(speech)]) for n in range(copies)]
     joined = np.concatenate(speech)
     held_out = np.resize(joined, (round(held_out_hours * 3600 * MODE.frames_per_second), MODE.num_fields))
-    validation = [Stretch("validation", 0, held_out)]
+    validation = [Segment("validation", 0, held_out)]
     corpus = folder / "corpus"
     corpus.mkdir()
     shards, recordings = [], []
@@ -413,7 +413,7 @@ def train_bare(model: "Babbler", batches: Iterator[Any]) -> Callable[[int], None
         for _ in range(steps):
             frames_BTF = next(batches).frames.long()
             hidden_BTH, _ = model(frames_BTF[:, :-1])
-            loss = model.typed_head.cost(hidden_BTH, frames_BTF[:, 1:]).mean()
+            loss = model.typed_head.loss(hidden_BTH, frames_BTF[:, 1:]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

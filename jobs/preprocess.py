@@ -32,20 +32,12 @@ from typing import Any
 
 import numpy as np
 
-from babble.codec import parse_c2, parse_c2cb
-from babble.commands import CommandError, Interrupted, config_to_dict, run_command
-from babble.frames import SAMPLE_RATE_HZ, Mode, get_mode, pack_packets, unpack_packets
-from babble.shards import (
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    Stretch,
-    read_manifest,
-    write_bytes,
-    write_manifest,
-    write_shards,
-)
-from babble.tracking import WandbConfig, open_wandb
+from babble.cli import CommandError, Interrupted, config_to_dict, run_command
+from babble.codec.codec2 import parse_c2, parse_c2cb
+from babble.codec.frames import SAMPLE_RATE_HZ, Mode, get_mode, pack_packets, unpack_packets
+from babble.data.shards import MANIFEST, SPLITS, Manifest, Segment, read_manifest, write_manifest, write_shards
+from babble.files import write_bytes
+from babble.training.wandb_run import WandbConfig, open_wandb
 from jobs.progress import Progress
 from jobs.staging import STAGING, FolderInUse, Staging, refuse_other_settings
 from preprocessing.audio import MIN_SECONDS, BadRecording, open_recording
@@ -74,7 +66,7 @@ class PreprocessConfig:
         split: Which recordings are for validation and test.
         piece_seconds: Length of the pieces that are encoded one by one; before each, 8 frames are encoded for nothing,
             in the modes 2400, 1400 and 1200 as many as 2,000.
-        entries_per_shard: Stretches of up to 1,500 frames in one tar; 64 are about an hour in the 40 ms modes.
+        entries_per_shard: Segments of up to 1,500 frames in one tar; 64 are about an hour in the 40 ms modes.
         max_failures: How many bad recordings are accepted; with more, the exit code is 1.
         workers: Encoders at once; every core that there is if left out.
         address: A Ray cluster to run on, host:port or 'auto'; this machine if left out.
@@ -710,12 +702,12 @@ def _write_folder(
     out = config.out
     assert out is not None
 
-    def stretches(split: str) -> Iterator[Stretch]:
+    def segments(split: str) -> Iterator[Segment]:
         for part in parts:
             if part.split == split:
                 packets = staging.read_packets(part.recording, facts[part.recording]["sha256"])
                 frames = unpack_packets(packets, mode)[part.first_frame : part.first_frame + part.frames]
-                yield Stretch(part.recording, part.first_frame, frames)
+                yield Segment(part.recording, part.first_frame, frames)
 
     # A folder with a manifest is a finished one, so it goes first, and shards of more recordings with it.
     (out / MANIFEST).unlink(missing_ok=True)
@@ -723,9 +715,7 @@ def _write_folder(
         for left in out.glob(f"{split}-*.tar"):
             left.unlink()
     shards = [
-        shard
-        for split in SPLITS
-        for shard in write_shards(out, split, stretches(split), mode, config.entries_per_shard)
+        shard for split in SPLITS for shard in write_shards(out, split, segments(split), mode, config.entries_per_shard)
     ]
     recordings = []
     for part in parts:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from babble.commands import CommandError
+from babble.cli import CommandError
 from jobs.measuring import (
     MODE,
     ROOT,
@@ -38,7 +38,7 @@ from jobs.measuring import (
 # As large as the default recipe, in float32: large enough that a step's arithmetic counts.
 SHAPE = {"model.num_layers": 2, "model.units": 320, "model.skips": "true", "data.reading": "streams"}
 SIZES = {"data.window_frames": 64, "data.batch_size": 16}
-QUIET = {"wandb.mode": "off", "listening.every_epochs": 0, "compute.accelerator": "cpu", "compute.threads": 1}
+QUIET = {"wandb.mode": "off", "samples.every_epochs": 0, "compute.accelerator": "cpu", "compute.threads": 1}
 # As in slurm/preprocess.sh: who does not know the token is kept out.
 RAY_ENVIRONMENT = {
     **os.environ,
@@ -248,7 +248,7 @@ def measure_sweep(folder: Path, turns: int, trials: int, steps: int) -> list[Fig
             commands = [
                 shlex.join([sys.executable, "-m", "babble.train", *_settings(corpus, folder, name, **own)])
                 for number in range(first, trials, 2)
-                for name, own in [(f"alone-{turn}-{number}", sizes | {"random_seed": number})]
+                for name, own in [(f"alone-{turn}-{number}", sizes | {"seed": number})]
             ]
             return " && ".join(commands)
 
@@ -259,7 +259,7 @@ def measure_sweep(folder: Path, turns: int, trials: int, steps: int) -> list[Fig
 
     def tuned(turn: int) -> float:
         words = _settings(corpus, folder, f"sweep-{turn}", **sizes)
-        words += ["--random_seeds", json.dumps(list(range(trials))), "--space", '{"model.units": {"choice": [160]}}']
+        words += ["--seeds", json.dumps(list(range(trials))), "--space", '{"model.units": {"choice": [160]}}']
         command = ["taskset", "--cpu-list", cores, sys.executable, "-u", "-m", "babble.tune", *words]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as sweep:
             assert sweep.stdout is not None
@@ -279,7 +279,7 @@ def measure_sweep(folder: Path, turns: int, trials: int, steps: int) -> list[Fig
 
 def _repeat_corpus(corpus: Path, folder: Path, hours: float) -> Path:
     """Return a folder of shards that is another one again and again: links to its tars, so that it takes no room."""
-    from babble.shards import read_manifest, write_manifest
+    from babble.data.shards import read_manifest, write_manifest
 
     manifest = read_manifest(corpus)
     train = [shard for shard in manifest.shards if shard.split == "train"]
@@ -310,12 +310,12 @@ def _memory_mb() -> float:
 
 def _measure_reading(reading: str, corpus: Path, hours: float) -> list[Figure]:
     stay_on_one_core()
-    from babble.data import SpeechData
-    from babble.loaders import DataConfig
+    from babble.data.datamodule import SpeechData
+    from babble.data.loaders import DataConfig
 
     hop = 64 if reading == "windows" else None
     config = DataConfig(corpus, reading=reading, window_frames=64, hop_frames=hop, batch_size=64, holding="shards")
-    data = SpeechData(config, random_seed=0)
+    data = SpeechData(config, seed=0)
     data.setup()
     loader = data.train_dataloader()
     batches, parts = iter(loader), 10
@@ -373,10 +373,10 @@ def _measure_rates(folder: Path) -> list[Figure]:
     stay_on_one_core()
     import soundfile
 
-    from babble.data import SpeechData
-    from babble.loaders import DataConfig
-    from babble.model import Babbler, ModelConfig
-    from babble.shards import read_manifest
+    from babble.data.datamodule import SpeechData
+    from babble.data.loaders import DataConfig
+    from babble.data.shards import read_manifest
+    from babble.model.babbler import Babbler, ModelConfig
 
     corpus = make_corpus(folder, hours=2.0)
     shard = next(shard for shard in read_manifest(corpus).shards if shard.split == "train")

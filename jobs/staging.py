@@ -20,8 +20,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from babble.commands import CommandError, flatten
-from babble.shards import write_bytes, write_json
+from babble.cli import CommandError, flatten
+from babble.files import write_bytes, write_json
 
 STAGING = ".partial"
 

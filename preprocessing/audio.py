@@ -25,7 +25,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from babble.frames import SAMPLE_RATE_HZ
+from babble.codec.frames import SAMPLE_RATE_HZ
 from preprocessing.inspect import PcmFacts, PcmMeter
 
 # MP3 decodes to the same values only in blocks of one size: never a setting.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from babble.codec import encode_pcm
-from babble.frames import Mode
+from babble.codec.codec2 import encode_pcm
+from babble.codec.frames import Mode
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from babble.frames import SAMPLE_RATE_HZ, Mode, energy_db, has_disordered_lsps, is_voiced, pitch_hz
+from babble.codec.frames import SAMPLE_RATE_HZ, Mode, energy_db, has_disordered_lsps, is_voiced, pitch_hz
 
 # 20 ms: short enough to fall between words.
 ROW_VALUES = SAMPLE_RATE_HZ // 50

@@ -28,14 +28,14 @@ class SplitConfig:
         test: Names of the recordings to test on, likewise.
         validation_fraction: Share of the frames to validate on where no names are given (0.05 if left out).
         test_fraction: Share of the frames to test on where no names are given (0.05 if left out).
-        random_seed: Chooses other recordings where no names are given.
+        seed: Chooses other recordings where no names are given.
     """
 
     validation: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     validation_fraction: float | None = None
     test_fraction: float | None = None
-    random_seed: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -133,7 +133,7 @@ def _split_by_time(name: str, length: int, config: SplitConfig) -> list[Part]:
 
 def _split_by_recording(frames: Mapping[str, int], config: SplitConfig) -> dict[str, str]:
     # By a hash of each name: another recording, or one less, changes as little as can be.
-    shuffled = sorted(frames, key=lambda name: hashlib.sha256(f"{config.random_seed}:{name}".encode()).digest())
+    shuffled = sorted(frames, key=lambda name: hashlib.sha256(f"{config.seed}:{name}".encode()).digest())
     splits = dict.fromkeys(frames, "train")
     total = sum(frames.values())
     for split, fraction in zip(("validation", "test"), config.fractions, strict=True):

@@ -52,9 +52,9 @@ def speech_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Imported here: the environment above has to be set first.
     import soundfile
 
-    from babble.codec import encode_pcm
-    from babble.frames import MODES, unpack_packets
-    from babble.shards import Manifest, Stretch, write_manifest, write_shards
+    from babble.codec.codec2 import encode_pcm
+    from babble.codec.frames import MODES, unpack_packets
+    from babble.data.shards import Manifest, Segment, write_manifest, write_shards
 
     mode, folder = MODES["1300"], tmp_path_factory.mktemp("shards")
     speech = Path(__file__).parent / "speech"
@@ -62,15 +62,15 @@ def speech_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shards, recordings = [], []
     for split in ("train", "validation", "test"):
         chosen = [name for name, (part, _) in lengths.items() if part == split] or ["allison-08"]
-        stretches = []
+        segments = []
         for name in chosen:
             seconds = lengths.get(name, ("test", 20))[1]
             pcm, rate = soundfile.read(speech / f"{name}.ogg", frames=seconds * 8000, dtype="int16")
             assert rate == 8000
-            stretches.append(Stretch(name, 0, unpack_packets(encode_pcm(pcm, mode), mode)))
-        shards += write_shards(folder, split, stretches, mode, entries_per_shard=16)
+            segments.append(Segment(name, 0, unpack_packets(encode_pcm(pcm, mode), mode)))
+        shards += write_shards(folder, split, segments, mode, entries_per_shard=16)
         recordings += [
-            {"name": s.recording, "split": split, "first_frame": 0, "frames": len(s.frames)} for s in stretches
+            {"name": s.recording, "split": split, "first_frame": 0, "frames": len(s.frames)} for s in segments
         ]
     write_manifest(folder, Manifest(mode, {}, recordings, shards, []))
     return folder

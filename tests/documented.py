@@ -8,13 +8,13 @@ import shlex
 import tomllib
 import warnings
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from babble.commands import read_config
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
+from babble.cli import read_config
+
 FENCED_SH = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Not ours to check: a command that begins so is taken as it is.
 FROM_OUTSIDE = (
@@ -58,7 +58,7 @@ def read_program(module: str, argv: list[str]) -> Any:
         found.append(read_config(config_class, argv, prog, positional))
 
     said = io.StringIO()
-    with mock.patch("babble.commands.run_command", only_read), contextlib.redirect_stderr(said):
+    with mock.patch("babble.cli.run_command", only_read), contextlib.redirect_stderr(said):
         try:
             # As `python -m` runs it: executed anew, so it finds the run_command above, whoever imported it before.
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):

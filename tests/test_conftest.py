@@ -1,4 +1,4 @@
-"""CI's rule about skipped tests, tried on a suite of its own."""
+"""CI's edit about skipped tests, tried on a suite of its own."""
 
 import os
 import shutil

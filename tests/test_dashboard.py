@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from babble.commands import CommandError
+from babble.cli import CommandError
 from babble.dashboard import DashboardConfig, build, make_sections
 
 QUESTIONS = ["Does it learn?", "Is it better than no network?", "Which field?", "Do the layers wake?"]

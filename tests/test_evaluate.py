@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from paths import SPEECH
 from PIL import Image
 
 from babble import discriminator
 from babble import evaluate as evaluate_module
-from babble.codec import encode_pcm
-from babble.drawing import Drawing
+from babble.codec.codec2 import encode_pcm
+from babble.codec.frames import MODES, Mode, unpack_packets
 from babble.evaluate import (
     EvaluateConfig,
     compare_speech,
@@ -22,21 +23,21 @@ from babble.evaluate import (
     format_table,
     make_babble,
     measure_held_out,
-    pick_stretches,
+    pick_segments,
     training_error_2017,
 )
-from babble.frames import MODES, Mode, unpack_packets
-from babble.generate import generate_frames
-from babble.model import Babbler, ModelConfig
-from babble.module import BabbleModule, OptimConfig, cost_figures, measure_costs, sum_costs
-from babble.run import RunFolder
+from babble.generation.free_run import generate_frames
+from babble.model.babbler import Babbler, ModelConfig
+from babble.model.likelihood import measure_losses, name_losses, sum_losses
+from babble.model.sampling import Sampling
+from babble.run_folder import RunFolder
+from babble.training.module import BabbleModule, OptimConfig
 
 MODE = MODES["1300"]
-SPEECH = Path(__file__).parent / "speech"
 
 
-def _speech(frames: int, random_seed: int) -> np.ndarray:
-    rng = np.random.default_rng(random_seed)
+def _speech(frames: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
     return rng.integers(0, np.minimum(MODE.levels, 5), (frames, MODE.num_fields)).astype(np.uint8)
 
 
@@ -49,7 +50,7 @@ def test_the_2017_training_error_is_that_of_the_last_frame_of_windows():
     for frames in recordings:
         for first in range(len(frames) - 10):
             window = torch.from_numpy(frames[first : first + 11].astype(np.int64))[None]
-            guess = model.typed_head.guess(model(window[:, :-1])[0][:, -1])
+            guess = model.typed_head.predict(model(window[:, :-1])[0][:, -1])
             by_hand.append((guess - window[:, -1]).abs().mean().item())
     assert training_error_2017(model, recordings, 1000, 10) == pytest.approx(np.mean(by_hand), rel=1e-5)
 
@@ -73,17 +74,17 @@ def _costs_and_entropies(model: Babbler, stream_BTF: torch.Tensor) -> tuple[torc
     else:
         logits = head.logits(hidden_BTH).split(MODE.levels.tolist(), dim=-1)
     nats = sum(torch.distributions.Categorical(logits=field).entropy() for field in logits)
-    return measure_costs(model, stream_BTF)[1].sum(dim=-1), nats / math.log(2)
+    return measure_losses(model, stream_BTF)[1].sum(dim=-1), nats / math.log(2)
 
 
 @pytest.mark.parametrize("head", ["categorical", "autoregressive", "mixture"])
 def test_what_is_drawn_at_temperature_1_costs_its_entropy_when_it_is_judged(head: str):
     model = _sharp_model(head)
-    seeds = np.stack([_speech(3, n) for n in range(24)])
+    prompts = np.stack([_speech(3, n) for n in range(24)])
     away = {}
     for temperature in ("1", "0.8"):
-        drawn = generate_frames(model, seeds, 60, Drawing.for_mode(MODE, temperature), random_seed=1)
-        stream = torch.from_numpy(np.concatenate([seeds, drawn], axis=1).astype(np.int64))
+        drawn = generate_frames(model, prompts, 60, Sampling.for_mode(MODE, temperature), seed=1)
+        stream = torch.from_numpy(np.concatenate([prompts, drawn], axis=1).astype(np.int64))
         cost, entropy = (values[:, 2:] for values in _costs_and_entropies(model, stream))
         assert entropy.mean() < 0.9 * MODE.bits
         # Each frame's surprise has mean 0 given all before it, so their sum's error is that of independent ones.
@@ -99,7 +100,7 @@ def test_cost_figures_are_those_of_training_by_field_too(head: str):
     recordings = [_speech(40, 1), _speech(25, 2)]
     figures = measure_held_out(model, recordings)
     tensors = [torch.from_numpy(frames.astype(np.int64))[None] for frames in recordings]
-    for name, value in cost_figures(sum(sum_costs(model, t) for t in tensors), model, MODE).items():
+    for name, value in name_losses(sum(sum_losses(model, t) for t in tensors), model, MODE).items():
         assert figures[name] == pytest.approx(value, rel=1e-5)
     assert figures["intervals"]["error_levels"] is None
     if head == "regression":
@@ -107,7 +108,7 @@ def test_cost_figures_are_those_of_training_by_field_too(head: str):
         return
     unvoiced = total = 0.0
     for frames, tensor in zip(recordings, tensors, strict=True):
-        for after, bits_F in zip(frames[1:], measure_costs(model, tensor)[1][0].tolist(), strict=True):
+        for after, bits_F in zip(frames[1:], measure_losses(model, tensor)[1][0].tolist(), strict=True):
             total += sum(bits_F)
             unvoiced += bits_F[4] if after[3] == 0 else 0
     assert 0 < unvoiced < total
@@ -125,11 +126,11 @@ def test_long_speech_has_intervals(monkeypatch: pytest.MonkeyPatch):
 
 def test_stretches_are_cut_from_everywhere_and_never_across_recordings():
     recordings = [np.arange(100 * r, 100 * r + length)[:, None] for r, length in enumerate((35, 9, 40))]
-    assert [len(s) for s in pick_stretches(recordings, 10, 1000, 3, 0)] == [10, 10, 10, 5, 9, 10, 10, 10, 10]
-    assert [len(s) for s in pick_stretches(recordings, 10, 1000, 7, 0)] == [10, 10, 10, 9, 10, 10, 10, 10]
+    assert [len(s) for s in pick_segments(recordings, 10, 1000, 3, 0)] == [10, 10, 10, 5, 9, 10, 10, 10, 10]
+    assert [len(s) for s in pick_segments(recordings, 10, 1000, 7, 0)] == [10, 10, 10, 9, 10, 10, 10, 10]
     # Where most recordings are shorter than a clip, a clip has to be shorter.
-    assert [len(s) for s in pick_stretches(recordings, 40, 1000, 38, 0)] == [35, 40]
-    few = pick_stretches(recordings, 10, 40, 3, 0)
+    assert [len(s) for s in pick_segments(recordings, 40, 1000, 38, 0)] == [35, 40]
+    few = pick_segments(recordings, 10, 40, 3, 0)
     assert 4 <= len(few) <= 5
     assert [s[0, 0] for s in few] == sorted(s[0, 0] for s in few)
     assert all(np.all(np.diff(s[:, 0]) == 1) for s in few)
@@ -153,7 +154,7 @@ def test_a_run_is_measured_on_the_split_that_is_named(head: str, speech_shards: 
         split="test",
         training_windows=20,
         window_frames=30,
-        seconds_of_babble=0,
+        babble_seconds=0,
         json=tmp_path / "f.json",
         figure=tmp_path / "f.png",
     )
@@ -180,7 +181,7 @@ def test_babble_is_measured_beside_real_and_dumb_speech(
     monkeypatch.setattr(discriminator, "FRAMES_PER_TURN", 12_000)
     monkeypatch.setattr(discriminator, "FRAMES_PER_CHECK", 6_000)
     run = _make_run(tmp_path / "run", speech_shards, head)
-    settings: dict[str, Any] = {"run": run.path, "split": "test", "seconds_of_babble": 20, "figure": tmp_path / "f.png"}
+    settings: dict[str, Any] = {"run": run.path, "split": "test", "babble_seconds": 20, "figure": tmp_path / "f.png"}
     figures = evaluate(EvaluateConfig(**settings, json=tmp_path / "f.json"))
     assert json.loads((tmp_path / "f.json").read_text()) == figures
     found = figures["speech"]["classifier"]
@@ -210,9 +211,9 @@ def test_every_mode_is_measured(mode: Mode, monkeypatch: pytest.MonkeyPatch):
     figures = measure_held_out(model, held_out)
     assert ("error_levels" in figures) == (not mode.has_labels)
     assert sum(figures["bits_by_field"].values()) == pytest.approx(figures["bits_per_frame"])
-    babble = make_babble(model, held_out, 12 * mode.frames_per_second, Drawing.for_mode(mode), random_seed=0)
+    babble = make_babble(model, held_out, 12 * mode.frames_per_second, Sampling.for_mode(mode), seed=0)
     assert len({stream.tobytes() for stream in babble}) == len(babble) == 8
-    found = compare_speech(babble, held_out, train, mode, random_seed=0)
+    found = compare_speech(babble, held_out, train, mode, seed=0)
     assert found["classifier"]["babble"]["1"]["clips"] == 12
     json.dumps(found, allow_nan=False)
 
@@ -228,8 +229,8 @@ def test_a_temperature_that_no_head_obeys_is_refused(speech_shards: Path, tmp_pa
     [
         ({"split": "train"}, "validation or test"),
         ({"run": None}, "name the run"),
-        ({"seconds_of_babble": -1}, "0 or more"),
-        ({"seconds_of_babble": 0, "top_p": 0.9}, "no effect"),
+        ({"babble_seconds": -1}, "0 or more"),
+        ({"babble_seconds": 0, "top_p": 0.9}, "no effect"),
         ({"figure": Path("f.jpg")}, "ends in .png"),
     ],
 )

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 SOURCE = ("babble", "preprocessing", "jobs", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 
 

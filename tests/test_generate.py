@@ -1,4 +1,4 @@
-"""Babble: frames that continue a seed, and every way to say what, how long and where to."""
+"""Babble: frames that continue a prompt, and every way to say what, how long and where to."""
 
 import json
 import os
@@ -12,21 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import ROOT, SPEECH
 
-from babble.cells import CELLS
-from babble.codec import read_c2
-from babble.drawing import Drawing
-from babble.frames import MODES
-from babble.generate import FreeRun, GenerateConfig, generate, generate_frames
-from babble.listening import ListeningConfig
-from babble.loaders import DataConfig
-from babble.model import Babbler, ModelConfig
-from babble.shards import read_manifest, read_recordings
+from babble.codec.codec2 import read_c2
+from babble.codec.frames import MODES
+from babble.data.loaders import DataConfig
+from babble.data.shards import read_manifest, read_recordings
+from babble.generate import GenerateConfig, generate
+from babble.generation.free_run import FreeRun, generate_frames
+from babble.model.babbler import Babbler, ModelConfig
+from babble.model.cells import CELLS
+from babble.model.sampling import Sampling
 from babble.train import StopConfig, TrainConfig, WandbConfig, train
+from babble.training.samples import SamplesConfig
 from babble.voice import VoiceConfig, export_voice
 
 MODE = MODES["1300"]
-SPEECH = Path(__file__).parent / "speech"
 
 
 def _model(head: str = "categorical", **changes: Any) -> Babbler:
@@ -34,7 +35,7 @@ def _model(head: str = "categorical", **changes: Any) -> Babbler:
     return Babbler(ModelConfig(num_layers=2, units=8, head=head, **changes), MODE).eval()
 
 
-def _seeds(streams: int, frames: int) -> np.ndarray:
+def _prompts(streams: int, frames: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     return rng.integers(0, MODE.levels, (streams, frames, MODE.num_fields)).astype(np.uint8)
 
@@ -48,7 +49,7 @@ def run(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=DataConfig(shards=speech_shards, window_frames=40, batch_size=4),
         model=ModelConfig(num_layers=1, units=8),
         stop=StopConfig(steps=1),
-        listening=ListeningConfig(seeds=2, seed_frames=30, frames=20),
+        samples=SamplesConfig(prompts=2, prompt_frames=30, frames=20),
         wandb=WandbConfig(mode="off"),
     )
     return train(config).run
@@ -57,10 +58,10 @@ def run(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_carried_state_babbles_as_if_all_was_heard_anew_for_each_frame(cell: str):
-    model, seed = _model("regression", cell=cell), _seeds(1, 12)
-    babble = generate_frames(model, seed, 10)
-    heard = torch.from_numpy(seed.astype(np.int64))
-    draw = model.typed_head.make_draw(Drawing.for_mode(MODE), torch.Generator())
+    model, prompt = _model("regression", cell=cell), _prompts(1, 12)
+    babble = generate_frames(model, prompt, 10)
+    heard = torch.from_numpy(prompt.astype(np.int64))
+    draw = model.typed_head.make_sampler(Sampling.for_mode(MODE), torch.Generator())
     for t in range(10):
         hidden_BTH, _ = model(heard)
         frame = draw(hidden_BTH[:, -1])
@@ -69,10 +70,10 @@ def test_carried_state_babbles_as_if_all_was_heard_anew_for_each_frame(cell: str
 
 
 def test_the_same_random_seed_gives_the_same_frames_and_another_gives_others():
-    model, seeds = _model(), _seeds(3, 5)
-    first = generate_frames(model, seeds, 20, random_seed=4)
-    assert np.array_equal(first, generate_frames(model, seeds, 20, random_seed=4))
-    assert not np.array_equal(first, generate_frames(model, seeds, 20, random_seed=5))
+    model, prompts = _model(), _prompts(3, 5)
+    first = generate_frames(model, prompts, 20, seed=4)
+    assert np.array_equal(first, generate_frames(model, prompts, 20, seed=4))
+    assert not np.array_equal(first, generate_frames(model, prompts, 20, seed=5))
     assert first.shape == (3, 20, MODE.num_fields)
 
 
@@ -84,57 +85,59 @@ def test_every_file_is_written_and_c2dec_plays_the_frames(run: Path, tmp_path: P
         assert file.getnframes() == (30 + 100) * MODE.pcm_per_frame
     frames, mode = read_c2(out.with_suffix(".c2"))
     assert (frames.shape, mode) == ((130, 16), MODE)
-    assert np.array_equal(frames[:30], read_c2(run / "listening/seeds/1.c2")[0])
+    assert np.array_equal(frames[:30], read_c2(run / "samples/prompts/1.c2")[0])
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     said = json.loads(out.with_suffix(".json").read_text())
     assert said == facts
-    chosen = ("random_seed", "seed_origin", "step", "frames", "generated_seconds", "alarms")
-    assert [said[key] for key in chosen] == [0, f"listening:1 of {run}", 1, 100, 4.0, []]
-    assert said["drawing"]["temperature"] == [1.0] * 16
+    chosen = ("seed", "prompt_origin", "step", "frames", "generated_seconds", "alarms")
+    assert [said[key] for key in chosen] == [0, f"samples:1 of {run}", 1, 100, 4.0, []]
+    assert said["sampling"]["temperature"] == [1.0] * 16
     if not shutil.which("c2dec"):
         pytest.skip("c2dec is not installed: apt-get install codec2")
     subprocess.run(["c2dec", "1300", out.with_suffix(".c2"), tmp_path / "x.raw"], check=True, capture_output=True)
     assert (tmp_path / "x.raw").stat().st_size == 130 * 2 * MODE.pcm_per_frame
 
 
-def test_the_seed_can_stay_out(run: Path, tmp_path: Path):
+def test_the_prompt_can_stay_out(run: Path, tmp_path: Path):
     out = tmp_path / "b.wav"
-    generate(GenerateConfig(run=run, seconds=1, with_seed=False, out=str(out)))
+    generate(GenerateConfig(run=run, seconds=1, with_prompt=False, out=str(out)))
     with wave.open(str(out)) as file:
         assert file.getnframes() == 8000
     assert len(read_c2(out.with_suffix(".c2"))[0]) == 25
 
 
-@pytest.mark.parametrize(("seed", "first"), [("0:10", 250), ("frame:600", 600), ("0:00:04.4", 110)])
+@pytest.mark.parametrize(("prompt", "first"), [("0:10", 250), ("frame:600", 600), ("0:00:04.4", 110)])
 def test_places_count_through_the_held_out_recordings(
-    seed: str, first: int, run: Path, speech_shards: Path, tmp_path: Path
+    prompt: str, first: int, run: Path, speech_shards: Path, tmp_path: Path
 ):
     manifest = read_manifest(speech_shards)
     held_out = np.concatenate(
         [r.frames for split in ("validation", "test") for r in read_recordings(speech_shards, manifest, split)]
     )
     out = tmp_path / "b.wav"
-    generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=40, out=str(out)))
+    generate(GenerateConfig(run=run, seconds=0.2, prompt=prompt, prompt_frames=40, out=str(out)))
     assert np.array_equal(read_c2(out.with_suffix(".c2"))[0][:40], held_out[first : first + 40])
 
 
-@pytest.mark.parametrize("seed", ["random", "silence", "listening:2", str(SPEECH / "allison-03.ogg")])
-def test_other_seeds(seed: str, run: Path, tmp_path: Path):
+@pytest.mark.parametrize("prompt", ["random", "silence", "samples:2", str(SPEECH / "allison-03.ogg")])
+def test_other_prompts(prompt: str, run: Path, tmp_path: Path):
     out = tmp_path / "b.wav"
-    (facts,) = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(out)))
-    assert facts["seed_frames"] == 25
-    (again,) = generate(GenerateConfig(run=run, seconds=0.2, seed=seed, seed_frames=25, out=str(tmp_path / "c.wav")))
-    assert again["seed_origin"] == facts["seed_origin"]
+    (facts,) = generate(GenerateConfig(run=run, seconds=0.2, prompt=prompt, prompt_frames=25, out=str(out)))
+    assert facts["prompt_frames"] == 25
+    (again,) = generate(
+        GenerateConfig(run=run, seconds=0.2, prompt=prompt, prompt_frames=25, out=str(tmp_path / "c.wav"))
+    )
+    assert again["prompt_origin"] == facts["prompt_origin"]
     assert out.with_suffix(".c2").read_bytes() == (tmp_path / "c.c2").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": "50:00"}, "--seed 50:00: frame 75000 .* behind the end"),
-        ({"seed": "listening:9"}, "has no seed listening:9; it has listening:1, listening:2"),
-        ({"seed": "nothing.mp3"}, "--seed nothing.mp3: neither a time"),
-        ({"seed": __file__}, r"--seed .*test_generate\.py: .*"),
+        ({"prompt": "50:00"}, "--prompt 50:00: frame 75000 .* behind the end"),
+        ({"prompt": "samples:9"}, "has no prompt samples:9; it has samples:1, samples:2"),
+        ({"prompt": "nothing.mp3"}, "--prompt nothing.mp3: neither a time"),
+        ({"prompt": __file__}, r"--prompt .*test_generate\.py: .*"),
         ({"checkpoint": "stage-7"}, "no checkpoint 'stage-7'; it has best, last"),
         ({"seconds": -1}, "above 0"),
         ({"out": "babble.mp3"}, "ends in .wav"),
@@ -161,14 +164,14 @@ def test_streams_side_by_side_differ_and_have_files_of_their_own(run: Path, tmp_
     assert len(list(tmp_path.iterdir())) == 12
 
 
-def test_a_stream_that_starts_over_goes_on_from_its_seed_and_the_others_do_not_mind():
-    model, seeds = _model("regression"), _seeds(2, 12)
+def test_a_stream_that_starts_over_goes_on_from_its_prompt_and_the_others_do_not_mind():
+    model, prompts = _model("regression"), _prompts(2, 12)
     with torch.no_grad():
         for weights in model.parameters():
             weights.mul_(4)
-    undisturbed = FreeRun(model, seeds)
+    undisturbed = FreeRun(model, prompts)
     first, second = undisturbed.make_block(), undisturbed.make_block()
-    disturbed = FreeRun(model, seeds)
+    disturbed = FreeRun(model, prompts)
     disturbed.make_block()
     disturbed.start_over(1)
     block = disturbed.make_block()
@@ -195,7 +198,7 @@ def droning_run(run: Path, tmp_path: Path) -> Path:
 def test_the_guard_says_what_it_notices_and_acts_if_asked_to(
     droning_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    settings = {"run": droning_run, "seconds": 20, "with_seed": False, "out": str(tmp_path / "d.wav")}
+    settings = {"run": droning_run, "seconds": 20, "with_prompt": False, "out": str(tmp_path / "d.wav")}
     (watched,) = generate(GenerateConfig(**settings))
     (alarm,) = watched["alarms"]
     assert alarm["kind"] == "tone"
@@ -220,10 +223,10 @@ def test_a_voice_of_half_precision_says_nearly_what_its_run_says(
     assert str(run) not in str(kept)
     monkeypatch.setattr("babble.generate.VOICE", tmp_path / "voice")
     (facts,) = generate(GenerateConfig(seconds=2, out=str(tmp_path / "v.wav")))
-    assert facts["seed_origin"] == "silence"
-    assert facts["seed_frames"] == 25
+    assert facts["prompt_origin"] == "silence"
+    assert facts["prompt_frames"] == 25
     with pytest.raises(ValueError, match="brings no speech: name --shards"):
-        generate(GenerateConfig(seconds=2, seed="1:00", out=str(tmp_path / "v.wav")))
+        generate(GenerateConfig(seconds=2, prompt="1:00", out=str(tmp_path / "v.wav")))
 
 
 def test_raw_pcm_goes_to_a_player_and_no_shards_are_needed(run: Path, tmp_path: Path):
@@ -231,7 +234,7 @@ def test_raw_pcm_goes_to_a_player_and_no_shards_are_needed(run: Path, tmp_path: 
     shutil.copytree(run, moved)
     settings = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text("\n".join(x for x in settings.splitlines() if "shards:" not in x))
-    command = [sys.executable, "-m", "babble.generate", str(moved), "--seconds", "1", "--with_seed", "false"]
+    command = [sys.executable, "-m", "babble.generate", str(moved), "--seconds", "1", "--with_prompt", "false"]
     done = subprocess.run([*command, "--out", "-"], capture_output=True, cwd=tmp_path, env=_environment())
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(done.stdout) == 2 * 8000
@@ -249,4 +252,4 @@ def test_raw_pcm_goes_to_a_player_and_no_shards_are_needed(run: Path, tmp_path: 
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return {**os.environ, "PYTHONPATH": str(ROOT)}

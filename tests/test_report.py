@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from paths import SPEECH
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -27,20 +28,20 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from babble import report as report_module
-from babble.codec import read_c2
+from babble.codec.codec2 import read_c2
+from babble.codec.frames import MODES, energy_db, lsp_hz, pitch_hz
+from babble.data.loaders import DataConfig
 from babble.evaluate import EvaluateConfig, evaluate
-from babble.frames import MODES, energy_db, lsp_hz, pitch_hz
-from babble.listening import ListeningConfig
-from babble.loaders import DataConfig
-from babble.model import ModelConfig
+from babble.model.babbler import ModelConfig
 from babble.report import ReportConfig, gather_report, pick_evenly, write_report
-from babble.run import RunFolder
-from babble.sweep import SweepFolder, write_answer
+from babble.run_folder import RunFolder
+from babble.sweeps.folder import SweepFolder, write_answer
 from babble.train import StopConfig, TrainConfig, WandbConfig, train
-from babble.unfreezing import Stage
+from babble.training.samples import SamplesConfig
+from babble.training.unfreezing import Stage
 
 RUNS = {"first": 8, "second": 12, "third": 16}
-SEEDS, SEED_FRAMES, FRAMES = 3, 200, 300
+PROMPTS, PROMPT_FRAMES, FRAMES = 3, 200, 300
 EVIL = '</script><img src="http://127.0.0.1:9/x"><b>evil'
 
 
@@ -53,7 +54,7 @@ def _config(shards: Path, runs: Path, name: str, units: int) -> TrainConfig:
         model=ModelConfig(num_layers=2, units=units, head="categorical"),
         unfreezing=(Stage((1,), 2), Stage((1, 2))),
         stop=StopConfig(epochs=3),
-        listening=ListeningConfig(every_epochs=0, seeds=SEEDS, seed_frames=SEED_FRAMES, frames=FRAMES),
+        samples=SamplesConfig(every_epochs=0, prompts=PROMPTS, prompt_frames=PROMPT_FRAMES, frames=FRAMES),
         log_every_steps=2,
         wandb=WandbConfig(mode="off"),
     )
@@ -64,9 +65,9 @@ def runs(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     """Three trained runs, the first evaluated."""
     folder = tmp_path_factory.mktemp("runs")
     # Pictures for the run folder take most of the time, and are no part of the report.
-    with mock.patch("babble.listening.save_figure", lambda figure, path: path.touch()):
+    with mock.patch("babble.training.samples.save_figure", lambda figure, path: path.touch()):
         paths = [train(_config(speech_shards, folder, name, units)).run for name, units in RUNS.items()]
-    evaluate(EvaluateConfig(run=paths[0], split="test", seconds_of_babble=0, json=paths[0] / "evaluation.json"))
+    evaluate(EvaluateConfig(run=paths[0], split="test", babble_seconds=0, json=paths[0] / "evaluation.json"))
     return paths
 
 
@@ -84,7 +85,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     space = {"model.units": {"choice": [8, 16]}}
     folder.settings.write_text(yaml.safe_dump({"space": space, "figure": "val/bits_per_frame"}))
     folder.base.write_text(yaml.safe_dump({"model": {"units": 8}}))
-    row = {"state": "finished", "random_seed": 0, "stage": 1, "epoch": 2, "frames": 1000, "weights": 500, "seconds": 60}
+    row = {"state": "finished", "seed": 0, "stage": 1, "epoch": 2, "frames": 1000, "weights": 500, "seconds": 60}
     folder.write_rows([row | {"trial": f"units-{n}", "model.units": n, "best": 40 - n} for n in (8, 16)])
     folder.write_config("units-16", {"model.units": 16}, 0)
     write_answer(folder)
@@ -94,21 +95,21 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- what is taken from the folders
 
 
-def test_runs_that_continue_the_same_seeds_share_rows_and_real_speech(runs: list[Path]):
+def test_runs_that_continue_the_same_prompts_share_rows_and_real_speech(runs: list[Path]):
     rows = gather_report(runs, epochs=1)["rows"]
-    assert len(rows) == SEEDS
+    assert len(rows) == PROMPTS
     for row in rows:
         assert [clip["run"] for clip in row["clips"]] == [None, *RUNS]
         assert row["recording"] == "allison-07"
-        assert row["seed_seconds"] == SEED_FRAMES / 25
+        assert row["prompt_seconds"] == PROMPT_FRAMES / 25
 
 
 def test_a_clip_is_the_listening_without_loss_and_its_frames(runs: list[Path]):
     clip = gather_report(runs[:1], epochs=1)["rows"][1]["clips"][1]
-    folder = runs[0] / "listening/epoch-0003"
+    folder = runs[0] / "samples/epoch-0003"
     frames, mode = read_c2(folder / "2.c2")
     assert clip["frames"]["levels"] == frames.tolist()
-    assert clip["seconds"] == (SEED_FRAMES + FRAMES) / 25
+    assert clip["seconds"] == (PROMPT_FRAMES + FRAMES) / 25
     pcm, _ = soundfile.read(io.BytesIO(base64.b64decode(clip["audio"])), dtype="int16")
     assert np.array_equal(pcm, soundfile.read(folder / "2.wav", dtype="int16")[0])
     pitch = pitch_hz(frames, mode)
@@ -116,9 +117,6 @@ def test_a_clip_is_the_listening_without_loss_and_its_frames(runs: list[Path]):
     assert [hz is None for hz in clip["frames"]["pitch_hz"]] == np.isnan(pitch).tolist()
     assert clip["frames"]["energy_db"] == pytest.approx(energy_db(frames, mode), abs=0.051)
     assert np.array_equal(clip["frames"]["lsp_hz"], lsp_hz(frames, mode))
-
-
-SPEECH = Path(__file__).parent / "speech"
 
 
 def test_recordings_stand_before_their_coded_speech(runs: list[Path]):
@@ -148,7 +146,7 @@ def test_recordings_that_are_not_there_are_named(source: str, said: str, runs: l
 
 
 def test_frames_are_no_recordings(runs: list[Path], tmp_path: Path):
-    shutil.copy(runs[0] / "listening/real/1.c2", tmp_path / "allison-07.c2")
+    shutil.copy(runs[0] / "samples/real/1.c2", tmp_path / "allison-07.c2")
     with pytest.raises(ValueError, match="holds codec frames and no sound"):
         gather_report(runs[:1], 1, [tmp_path / "allison-07.c2"])
 
@@ -160,7 +158,7 @@ def test_what_was_run_is_said(runs: list[Path]):
         key: finished[key] for key in ("best", "weights", "frames", "steps")
     }
     assert about["settings"]["model.units"] == "12"
-    assert about["baselines"].keys() >= {"each field's frequencies", "the last frame copied"}
+    assert about["baselines"].keys() >= {"unigram baseline", "copy baseline"}
     with (runs[1] / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["val/bits_per_frame"]]
     assert about["curves"]["val/bits_per_frame"] == {
@@ -204,7 +202,7 @@ def test_a_sweep_is_shown_best_first_with_its_pictures(sweep: Path):
 def test_a_run_that_has_only_begun_is_reported_with_what_is_there(run: Path):
     for name in ("metrics.csv", "finished.json", "baselines.json", "environment.json", "evaluation.json"):
         (run / name).unlink()
-    shutil.rmtree(run / "listening")
+    shutil.rmtree(run / "samples")
     found = write_report([run], run / "page.html")
     assert (found["runs"][0]["best"], found["rows"]) == (None, [])
     assert (run / "page.html").stat().st_size < 500_000
@@ -219,12 +217,12 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders(runs: list[Path], 
     ("name", "content", "said"),
     [
         ("baselines.json", "{", r"baselines\.json is damaged, no JSON"),
-        ("listening/seeds/seeds.json", "nothing", r"seeds\.json is damaged, no JSON"),
+        ("samples/prompts/prompts.json", "nothing", r"prompts\.json is damaged, no JSON"),
         ("config.yaml", "a: [", r"config\.yaml is damaged, no settings in YAML"),
         ("config.yaml", "words", r"config\.yaml is damaged, no settings in YAML"),
         ("metrics.csv", "step,train/loss\n1,2\n2,much\n", r"metrics\.csv: line 3 is damaged"),
-        ("listening/real/1.wav", "RIFF", r"real/1\.wav can't be read"),
-        ("listening/real/1.c2", "C2", r"real/1\.c2: does not open with"),
+        ("samples/real/1.wav", "RIFF", r"real/1\.wav can't be read"),
+        ("samples/real/1.c2", "C2", r"real/1\.c2: does not open with"),
     ],
 )
 def test_a_damaged_file_is_named_and_an_older_page_stays(name: str, content: str, said: str, run: Path):
@@ -257,10 +255,10 @@ def test_every_training_leaves_its_report_and_survives_one_that_fails(
     runs: list[Path], speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert all((path / "report.html").stat().st_size > 1_000_000 for path in runs)
-    listening = ListeningConfig(every_epochs=0, seeds=1, seed_frames=20, frames=20)
-    config = dataclasses.replace(_config(speech_shards, tmp_path, "unlucky", 8), listening=listening)
+    samples = SamplesConfig(every_epochs=0, prompts=1, prompt_frames=20, frames=20)
+    config = dataclasses.replace(_config(speech_shards, tmp_path, "unlucky", 8), samples=samples)
     with (
-        mock.patch("babble.listening.save_figure", lambda figure, path: path.touch()),
+        mock.patch("babble.training.samples.save_figure", lambda figure, path: path.touch()),
         mock.patch("babble.report.build_page", side_effect=KeyError("bug")),
     ):
         result = train(config)
@@ -378,7 +376,7 @@ def test_all_parts_are_there(browser: webdriver.Chrome):
     assert titles == ["What was run", "Listen", "Curves", "Evaluation", "Sweep"]
     first = browser.find_element(By.CSS_SELECTOR, "#runs table").text
     assert first.index("model.units 8 12 16") < first.index("weights")
-    assert "each field's frequencies" in browser.find_element(By.CSS_SELECTOR, "#evaluation table").text
+    assert "unigram baseline" in browser.find_element(By.CSS_SELECTOR, "#evaluation table").text
     assert browser.execute_script("return document.querySelector('#sweep img').naturalWidth") > 1000
     assert "first was heard at epochs 2, 3; here are 3." in browser.find_element(By.ID, "listen").text
 
@@ -401,7 +399,7 @@ def test_a_clip_plays_while_its_cursor_moves_and_another_stops_it(browser: webdr
     _wait(lambda: _now(browser) > 0.3)
     before = _cursor(browser, 0)
     _wait(lambda: _cursor(browser, 0) > before > 0)
-    assert first.accessible_name == "Pause Real speech, as coded, seed 1"
+    assert first.accessible_name == "Pause Real speech, as coded, prompt 1"
     _click(browser, second)
     _wait(lambda: _cursor(browser, 1) > 1)
     assert [play.accessible_name.split()[0] for play in _all(browser, ".play")[:3]] == ["Play", "Pause", "Play"]
@@ -449,9 +447,9 @@ def test_the_keyboard_plays_and_goes_frame_by_frame_through_the_fields(browser: 
     browser.execute_script("arguments[0].focus()", first)
     first.send_keys(Keys.TAB)
     picture = browser.switch_to.active_element
-    assert picture.accessible_name == "Place in Real speech, as coded, seed 1"
+    assert picture.accessible_name == "Topology in Real speech, as coded, prompt 1"
     assert browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    frames, mode = read_c2(runs[0] / "listening/real/1.c2")
+    frames, mode = read_c2(runs[0] / "samples/real/1.c2")
     pitch, energy, lsp = pitch_hz(frames, mode), energy_db(frames, mode), lsp_hz(frames, mode)
     assert pitch is not None
     assert energy is not None
@@ -477,7 +475,7 @@ def test_hovering_a_frame_shows_its_fields(browser: webdriver.Chrome):
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
     ActionChains(browser).move_to_element(picture).perform()
     said = _wait(lambda: explorer.text.removeprefix("Hide\n"))
-    assert said.startswith("second, epoch 3 · seed 1 · ")
+    assert said.startswith("second, epoch 3 · prompt 1 · ")
     assert 245 <= int(re.findall(r"frame (\d+)", said)[0]) <= 255
     explorer.find_element(By.CSS_SELECTOR, "button").click()
     assert not explorer.is_displayed()
@@ -501,11 +499,11 @@ def test_blind_mode_hides_names_shuffles_and_tells_which_was_which(browser: webd
             shown + [e.accessible_name for e in _all(browser, ".row:first-of-type :is(button, .picture, .clip)")]
         )
         assert not re.search(r"Real speech|coded|first|second|third|epoch", names)
-        assert [clip.accessible_name for clip in _all(browser, ".clip")[:4]] == [f"Clip {x}, seed 1" for x in "ABCD"]
+        assert [clip.accessible_name for clip in _all(browser, ".clip")[:4]] == [f"Clip {x}, prompt 1" for x in "ABCD"]
         shuffles.add(json.dumps(browser.execute_script(order)))
         _click(browser, blind)
     assert len(shuffles) > 1
-    assert _all(browser, ".clip")[0].accessible_name == "Real speech, as coded, seed 1"
+    assert _all(browser, ".clip")[0].accessible_name == "Real speech, as coded, prompt 1"
     _click(browser, blind)
     orders = browser.execute_script(order)
     # Right in the first row, wrong in the second.
@@ -517,15 +515,15 @@ def test_blind_mode_hides_names_shuffles_and_tells_which_was_which(browser: webd
     )
     (right,), (wrong,) = _all(browser, ".is-right"), _all(browser, ".is-wrong")
     letter = "ABCD"[orders[0].index(0)]
-    assert right.accessible_name == f"{letter}: Real speech, as coded, seed 1"
-    assert wrong.accessible_name.endswith("first, epoch 3, seed 2")
+    assert right.accessible_name == f"{letter}: Real speech, as coded, prompt 1"
+    assert wrong.accessible_name.endswith("first, epoch 3, prompt 2")
 
 
 def test_a_blind_clip_starts_where_the_network_takes_over(browser: webdriver.Chrome):
     _click(browser, browser.find_element(By.CSS_SELECTOR, ".tools button"))
     assert [picture.get_attribute("aria-valuenow") for picture in _all(browser, ".picture")[:4]] == 4 * ["8.00"]
     _click(browser, _all(browser, ".play")[0])
-    assert _wait(lambda: _now(browser)) >= SEED_FRAMES / 25
+    assert _wait(lambda: _now(browser)) >= PROMPT_FRAMES / 25
 
 
 def test_recordings_are_left_out_where_one_listens_blind(chromium: webdriver.Chrome, runs: list[Path], tmp_path: Path):
@@ -533,11 +531,11 @@ def test_recordings_are_left_out_where_one_listens_blind(chromium: webdriver.Chr
     with _opened(chromium, tmp_path / "report.html"):
         names = [clip.accessible_name for clip in _all(chromium, ".clip")[:3]]
         assert names == [
-            f"{name}, seed 1" for name in ("Real speech, the recording", "Real speech, as coded", "first, epoch 3")
+            f"{name}, prompt 1" for name in ("Real speech, the recording", "Real speech, as coded", "first, epoch 3")
         ]
         _click(chromium, chromium.find_element(By.CSS_SELECTOR, ".tools button"))
         assert [clip.accessible_name for clip in _all(chromium, ".clip")[:3]] == [
-            *("Clip A, seed 1", "Clip B, seed 1", "Clip A, seed 2")
+            *("Clip A, prompt 1", "Clip B, prompt 1", "Clip A, prompt 2")
         ]
         _click(chromium, chromium.find_element(By.CSS_SELECTOR, ".tools button"))
         assert _all(chromium, ".clip")[0].accessible_name == names[0]
@@ -548,7 +546,7 @@ def test_curves_zoom_by_drag_and_show_values_and_baselines(browser: webdriver.Ch
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
     plot = _wait(lambda: chart.find_elements(By.CSS_SELECTOR, ".u-over"))[0]
     labels = [label.get_attribute("textContent") for label in chart.find_elements(By.CSS_SELECTOR, ".u-label")]
-    assert labels == ["step", *RUNS, "each field's frequencies", "frequencies given the last level"]
+    assert labels == ["step", *RUNS, "unigram baseline", "bigram baseline"]
     ActionChains(browser).move_to_element(plot).perform()
     values = [value.text for value in chart.find_elements(By.CSS_SELECTOR, ".u-value")]
     assert all(re.fullmatch(r"[\d.,]+", value) for value in values), values
@@ -584,7 +582,7 @@ def test_dark_where_the_reader_likes_it_dark(browser: webdriver.Chrome):
 
 
 def test_text_of_a_run_is_shown_as_text(chromium: webdriver.Chrome, run: Path):
-    path = run / "listening/seeds/seeds.json"
+    path = run / "samples/prompts/prompts.json"
     path.write_text(json.dumps([place | {"recording": EVIL} for place in json.loads(path.read_text())]))
     evil = run.with_name("<i>{{data}}")
     run.rename(evil)
@@ -596,7 +594,7 @@ def test_text_of_a_run_is_shown_as_text(chromium: webdriver.Chrome, run: Path):
 
 
 def test_a_run_without_kept_frames_plays_without_a_picture_and_says_so(chromium: webdriver.Chrome, run: Path):
-    for path in run.glob("listening/[er]*/*.c2"):
+    for path in run.glob("samples/[er]*/*.c2"):
         path.unlink()
     write_report([run], run / "page.html")
     with _opened(chromium, run / "page.html"):

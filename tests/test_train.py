@@ -17,16 +17,16 @@ import pytest
 import torch
 import yaml
 
-from babble.checkpoints import Checkpoints
-from babble.commands import CommandError, Interrupted, config_to_dict
-from babble.listening import ListeningConfig
-from babble.loaders import DataConfig
-from babble.metrics import OF_THE_MACHINE
-from babble.model import ModelConfig
-from babble.module import OptimConfig
-from babble.run import RunFolder
+from babble.cli import CommandError, Interrupted, config_to_dict
+from babble.data.loaders import DataConfig
+from babble.model.babbler import ModelConfig
+from babble.run_folder import RunFolder
 from babble.train import StopConfig, TrainConfig, TrainResult, WandbConfig, train
-from babble.unfreezing import Stage
+from babble.training.checkpoints import Checkpoints
+from babble.training.metrics import OF_THE_MACHINE
+from babble.training.module import OptimConfig
+from babble.training.samples import SamplesConfig
+from babble.training.unfreezing import Stage
 
 EPOCH_STEPS, EPOCHS = 4, 5
 
@@ -41,7 +41,7 @@ def _config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
         optim=OptimConfig(clip_norm=None),
         unfreezing=(Stage((1,), 2), Stage((1, 2), 1), Stage((2,))),
         stop=StopConfig(epochs=EPOCHS),
-        listening=ListeningConfig(every_epochs=0, seeds=1, seed_frames=20, frames=20),
+        samples=SamplesConfig(every_epochs=0, prompts=1, prompt_frames=20, frames=20),
         checkpoint_minutes=0,
         log_every_steps=2,
         wandb=WandbConfig(mode="off"),
@@ -78,14 +78,14 @@ def test_a_run_folder_explains_itself(undisturbed: TrainResult, speech_shards: P
     (start,) = json.loads((run / "environment.json").read_text())
     assert start["versions"]["torch"] == torch.__version__
     baselines = json.loads((run / "baselines.json").read_text())
-    assert baselines["the last frame copied"].keys() >= {"error_levels", "error/lsp"}
+    assert baselines["copy baseline"].keys() >= {"error_levels", "error/lsp"}
     assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == [
         *("best", "last", "previous", "stage-1", "stage-2")
     ]
     steps = [int(row["step"]) for row in _metrics(run) if row["val/error_levels"]]
     assert steps == [EPOCH_STEPS * (epoch + 1) - 1 for epoch in range(EPOCHS)]
-    heard = sorted(path.name for path in (run / "listening").iterdir())
-    assert heard == ["epoch-0002", "epoch-0003", "epoch-0005", "real", "seeds"]
+    heard = sorted(path.name for path in (run / "samples").iterdir())
+    assert heard == ["epoch-0002", "epoch-0003", "epoch-0005", "real", "prompts"]
     assert json.loads((run / "finished.json").read_text())["best"] == undisturbed.best
 
 
@@ -146,7 +146,7 @@ def _rich_config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainCo
         data=DataConfig(shards, reading="streams", window_frames=16, batch_size=4, windows_per_epoch=4 * EPOCH_STEPS),
         model=ModelConfig(num_layers=2, units=8, skips=True, dropout=0.2, frames_ahead=2),
         optim=OptimConfig(input_noise=0.1, ema_decay=0.8, schedule="cosine"),
-        waiting_layers="skipped",
+        before_unfreezing="bypassed",
         **changes,
     )
 
@@ -163,8 +163,8 @@ def test_streams_noise_and_averaged_weights_survive_a_stop(
     config = _rich_config(speech_shards, tmp_path, "stopped")
     assert _train_with_stops(config, stops).best == rich.best
     _assert_same_run(tmp_path / "stopped", rich.run)
-    assert _checkpoint(tmp_path / "stopped", "stage-1")["asleep_layers"] == [2]
-    assert _checkpoint(tmp_path / "stopped", "stage-2")["asleep_layers"] == []
+    assert _checkpoint(tmp_path / "stopped", "stage-1")["bypassed_layers"] == [2]
+    assert _checkpoint(tmp_path / "stopped", "stage-2")["bypassed_layers"] == []
 
 
 def test_weights_that_run_away_end_the_training_with_the_cure(speech_shards: Path, tmp_path: Path):
@@ -230,11 +230,11 @@ def _count_rows(run: Path) -> int:
 
 
 def test_other_settings_are_refused_naming_each(undisturbed: TrainResult, speech_shards: Path):
-    changed = _config(speech_shards, undisturbed.run.parent, "undisturbed", random_seed=3, optim=OptimConfig(lr=0.5))
+    changed = _config(speech_shards, undisturbed.run.parent, "undisturbed", seed=3, optim=OptimConfig(lr=0.5))
     with pytest.raises(ValueError, match="is a run of other settings") as refused:
         train(changed)
     message = str(refused.value)
-    assert "random_seed: 0 in the run, 3 now" in message
+    assert "seed: 0 in the run, 3 now" in message
     assert "optim.lr: None in the run, 0.5 now" in message
     assert "optim.clip_norm: None in the run, 1.0 now" in message
     assert "units" not in message

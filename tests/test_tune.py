@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from paths import ROOT
 
-from babble.commands import read_config
-from babble.metrics import OF_THE_MACHINE
-from babble.run import RunFolder
-from babble.sweep import SweepFolder
+from babble.cli import read_config
+from babble.run_folder import RunFolder
+from babble.sweeps.folder import SweepFolder
+from babble.training.metrics import OF_THE_MACHINE
 from babble.tune import TuneConfig
 
-ROOT = Path(__file__).parent.parent
 TINY: dict[str, Any] = {
     "data": {"reading": "streams", "window_frames": 16, "batch_size": 4, "windows_per_epoch": 40},
     "model": {"num_layers": 2, "units": 8},
     "unfreezing": [{"layers": [1], "epochs": 1}, {"layers": [1, 2]}],
     "stop": {"epochs": 4},
-    "listening": {"every_epochs": 0, "seeds": 1, "frames": 5},
+    "samples": {"every_epochs": 0, "seeds": 1, "frames": 5},
     "log_every_steps": 5,
     "wandb": {"mode": "off"},
 }
@@ -103,10 +103,10 @@ def _await(condition: Any, seconds: float = 300) -> Any:
         ({"model.cell": {"choice": ["lstm", "abacus"]}}, {}, "refuse model.cell=abacus"),
         ({"model.num_layers": {"choice": [2, 1]}}, {}, "refuse model.num_layers=1: unfreezing: stage 2"),
         ({"model.units": {"choice": ["many"]}}, {}, "refuse model.units=many"),
-        ({"random_seed": {"choice": [1]}}, {}, "give random_seeds"),
+        ({"seed": {"choice": [1]}}, {}, "give seeds"),
         ({"model.units": {"choice": [8]}}, {"search": "luck"}, "search='luck' is none of grid, random, optuna"),
         ({"optim.lr": {"uniform": [0.1, 0.2]}}, {}, "search=grid: optim.lr is a range"),
-        ({"model.units": {"choice": [8]}}, {"random_seeds": [1, 1]}, "none twice"),
+        ({"model.units": {"choice": [8]}}, {"seeds": [1, 1]}, "none twice"),
         (
             {"model.units": {"choice": [8]}},
             {"scheduler": "asha", "asha": {"grace_epochs": 1}},
@@ -245,10 +245,10 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, speech_shards: Path, number: si
 @pytest.mark.slow
 def test_random_search_draws_a_configuration_for_all_random_seeds(tmp_path: Path, speech_shards: Path):
     space = {"optim.lr": {"loguniform": [1e-4, 0.03]}}
-    settings = {"search": "random", "configurations": 2, "random_seeds": [0, 1], "stop": {"epochs": 2}}
+    settings = {"search": "random", "configurations": 2, "seeds": [0, 1], "stop": {"epochs": 2}}
     _sweep(_words(tmp_path, speech_shards, space, **settings))
     rows = SweepFolder(tmp_path / "sweep").read_rows()
-    drawn = [(row["optim.lr"], row["random_seed"]) for row in rows]
+    drawn = [(row["optim.lr"], row["seed"]) for row in rows]
     assert len(set(drawn)) == 4
     assert len({lr for lr, _ in drawn}) == 2
 
@@ -258,7 +258,7 @@ def test_asha_stops_who_lags_behind_and_optuna_draws(tmp_path: Path, speech_shar
     settings = {
         "search": "optuna",
         "configurations": 5,
-        "random_seeds": [3, 4],
+        "seeds": [3, 4],
         "scheduler": "asha",
         "asha": {"factor": 2},
     }
@@ -267,7 +267,7 @@ def test_asha_stops_who_lags_behind_and_optuna_draws(tmp_path: Path, speech_shar
     assert len(rows) == 10
     assert {row["state"] for row in rows} == {"finished", "stopped"}
     assert len({(row["optim.lr"], row["model.units"]) for row in rows}) == 5
-    assert [row["random_seed"] for row in rows].count("3") == 5
+    assert [row["seed"] for row in rows].count("3") == 5
     stopped = [row for row in rows if row["state"] == "stopped"]
     assert all(2 <= int(row["epoch"]) < 8 for row in stopped)
     assert "trials that lag behind, from epoch 2 on" in said
@@ -340,4 +340,4 @@ def test_configs_of_sweeps_are_what_they_say():
         TuneConfig, ["--config", str(ROOT / "configs/tune-babble-rnn-2017.yaml"), "--data.shards", "shards/tale"]
     )
     assert config.total == 3 * 2 * 2 * 3
-    assert json.loads(json.dumps(config.random_seeds)) == [0, 1, 2]
+    assert json.loads(json.dumps(config.seeds)) == [0, 1, 2]

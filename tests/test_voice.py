@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from babble.battery import find_pause_db, measure_clip
-from babble.codec import read_c2
-from babble.frames import MODES
+from babble.codec.codec2 import read_c2
+from babble.codec.frames import MODES
+from babble.data.shards import read_manifest, read_recordings
+from babble.evaluation.speech_statistics import find_pause_db, measure_clip
 from babble.generate import VOICE, GenerateConfig, generate
-from babble.run import RunFolder
-from babble.shards import read_manifest, read_recordings
+from babble.run_folder import RunFolder
 
 MODE = MODES["1300"]
 

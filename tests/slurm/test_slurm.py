@@ -11,16 +11,16 @@ import torch
 import yaml
 from testbed import ENVIRONMENT, ROOT, SMALL, Slurm, kill_node
 
-from babble.commands import config_to_dict
-from babble.listening import ListeningConfig
-from babble.loaders import DataConfig
-from babble.metrics import OF_THE_MACHINE
-from babble.model import ModelConfig
-from babble.module import OptimConfig
-from babble.run import RunFolder
-from babble.sweep import SweepFolder
+from babble.cli import config_to_dict
+from babble.data.loaders import DataConfig
+from babble.model.babbler import ModelConfig
+from babble.run_folder import RunFolder
+from babble.sweeps.folder import SweepFolder
 from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig
-from babble.unfreezing import Stage
+from babble.training.metrics import OF_THE_MACHINE
+from babble.training.module import OptimConfig
+from babble.training.samples import SamplesConfig
+from babble.training.unfreezing import Stage
 
 pytestmark = pytest.mark.slurm
 
@@ -37,7 +37,7 @@ def _config(folder: Path, **compute: int) -> Path:
         unfreezing=(Stage((1,), 10), Stage((1, 2))),
         stop=StopConfig(steps=STEPS),
         validate_every_epochs=20,
-        listening=ListeningConfig(every_epochs=0),
+        samples=SamplesConfig(every_epochs=0),
         log_every_steps=5,
         checkpoint_minutes=0,
         compute=ComputeConfig(accelerator="cpu", threads=1, **compute),
@@ -266,7 +266,7 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_requeue(slurm: Slurm, speech_shard
 
 def test_a_pipeline(slurm: Slurm) -> None:
     words = ["book", "--sources", ROOT / "tests/speech", "--", "--config", _config(slurm.folder), "--stop.steps", 20]
-    words += ["--", "--seconds_of_babble", 20]
+    words += ["--", "--babble_seconds", 20]
     flags = {
         "PREPROCESS_FLAGS": "--cpus-per-task=2",
         "TRAIN_FLAGS": " ".join(SMALL),

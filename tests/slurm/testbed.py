@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from paths import ROOT
+
 # BABBLE_SLURM_TESTBED names the program that brings the cluster up and down.
 TESTBED = Path(os.environ.get("BABBLE_SLURM_TESTBED", ROOT.parent / "shared/slurm-testbed/slurm-testbed"))
 # A job takes the project's .venv, and where there is none the Python that runs the tests.

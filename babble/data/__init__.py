@@ -1,0 +1,1 @@
+"""Shards of frames, and what feeds them to a training."""

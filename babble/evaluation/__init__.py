@@ -1,0 +1,1 @@
+"""Metrics on held-out speech and on babble, with their baselines. No Lightning."""

@@ -1,0 +1,1 @@
+"""Free-running generation: prompts, sampling loop, output files."""

@@ -1,0 +1,1 @@
+"""Pictures, the report page and the W&B workspace."""

@@ -1,0 +1,194 @@
+"""Recordings -> tars -> recordings, and what a reader refuses."""
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from babble.codec.codec2 import read_c2
+from babble.codec.frames import MODES, Mode, get_mode
+from babble.data.shards import (
+    MANIFEST,
+    SEGMENT_FRAMES,
+    Manifest,
+    Segment,
+    read_manifest,
+    read_recordings,
+    read_segments,
+    write_manifest,
+    write_shards,
+)
+from babble.files import write_bytes, write_json
+
+M1300 = get_mode("1300")
+
+
+def draw(mode: Mode, num_frames: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.integers(0, mode.levels, (num_frames, mode.num_fields)).astype(mode.dtype)
+
+
+def make_recordings(mode: Mode = M1300) -> list[Segment]:
+    lengths = (10, SEGMENT_FRAMES, SEGMENT_FRAMES + 1, 4000)
+    return [Segment(f"book.v2/part-{i}", 0, draw(mode, length, i)) for i, length in enumerate(lengths)]
+
+
+def make_folder(folder: Path, mode: Mode = M1300, entries_per_shard: int = 3) -> Manifest:
+    folder.mkdir(exist_ok=True)
+    recordings = make_recordings(mode)
+    shards = write_shards(folder, "train", recordings, mode, entries_per_shard)
+    about = [{"name": r.recording, "split": "train", "first_frame": 0, "frames": len(r.frames)} for r in recordings]
+    manifest = Manifest(mode, {"mode": mode.name}, about, shards, [{"name": "bad", "cause": "silent"}])
+    write_manifest(folder, manifest)
+    return manifest
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_recordings_come_back_whole_and_in_order(mode: Mode, tmp_path: Path) -> None:
+    make_folder(tmp_path, mode)
+    read = read_recordings(tmp_path, read_manifest(tmp_path), "train")
+    for before, after in zip(make_recordings(mode), read, strict=True):
+        assert (after.recording, after.first_frame) == (before.recording, 0)
+        assert after.frames.dtype == mode.dtype
+        np.testing.assert_array_equal(after.frames, before.frames)
+
+
+def test_a_part_of_a_recording_keeps_its_place(tmp_path: Path) -> None:
+    part = Segment("a", 5000, draw(M1300, 2000, 0))
+    shards = write_shards(tmp_path, "test", [part], M1300, 10)
+    segments = list(read_segments([tmp_path / shard.name for shard in shards], M1300))
+    assert [(s.first_frame, len(s.frames)) for s in segments] == [(5000, 1500), (6500, 500)]
+    (read,) = read_recordings(tmp_path, Manifest(M1300, {}, [], shards, []), "test")
+    assert read.first_frame == 5000
+    np.testing.assert_array_equal(read.frames, part.frames)
+
+
+def test_the_same_recordings_are_the_same_bytes(tmp_path: Path) -> None:
+    first, second = make_folder(tmp_path / "a"), make_folder(tmp_path / "b")
+    assert first == second
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_facts_are_those_of_the_tars(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    assert [shard.name for shard in manifest.shards] == [f"train-00000{i}.tar" for i in range(3)]
+    # 1 + 1 + 2 + 3 segments, three to a tar.
+    assert [shard.entries for shard in manifest.shards] == [3, 3, 1]
+    assert manifest.split_frames("train") == 10 + 1500 + 1501 + 4000
+    assert manifest.split_hours("train") == pytest.approx(7011 / 25 / 3600)
+    assert manifest.split_frames("test") == 0
+    for shard in manifest.shards:
+        assert hashlib.sha256((tmp_path / shard.name).read_bytes()).hexdigest() == shard.sha256
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_an_unpacked_entry_is_a_c2_file_and_says_where_it_belongs(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    subprocess.run(["tar", "-xf", "train-000001.tar"], cwd=tmp_path, check=True)
+    frames, mode = read_c2(tmp_path / "train-00000003.c2")
+    assert mode == M1300
+    np.testing.assert_array_equal(frames, make_recordings()[2].frames[1500:])
+    about = json.loads((tmp_path / "train-00000003.json").read_text())
+    assert about == {"recording": "book.v2/part-2", "first_frame": 1500, "frames": 1, "mode": "1300"}
+
+
+def test_no_recordings_are_no_tars(tmp_path: Path) -> None:
+    assert write_shards(tmp_path, "test", [], M1300, 3) == []
+    assert read_recordings(tmp_path, Manifest(M1300, {}, [], [], []), "test") == []
+
+
+def test_an_illegal_level_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="v0=2"):
+        write_shards(tmp_path, "train", [Segment("a", 0, np.full((3, 16), 2, np.uint8))], M1300, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(path, b"half")
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_is_no_folder_of_shards_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist\. Make it with: python -m jobs\.preprocess"):
+        read_manifest(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"has no manifest\.json"):
+        read_manifest(tmp_path)
+    for foreign in ("", "[1]", "{}", '"text"', "\xff"):
+        (tmp_path / MANIFEST).write_text(foreign, "latin-1")
+        with pytest.raises(ValueError, match="is not a manifest of babble"):
+            read_manifest(tmp_path)
+    (tmp_path / MANIFEST).write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="is of format 99"):
+        read_manifest(tmp_path)
+
+
+def test_a_missing_tar_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    (tmp_path / "train-000001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 shards .* the first is train-000001\.tar"):
+        read_manifest(tmp_path)
+
+
+def test_a_gap_between_stretches_is_named(tmp_path: Path) -> None:
+    first, _, third = write_shards(tmp_path, "train", [make_recordings()[3]], M1300, 1)
+    with pytest.raises(ValueError, match=r"recording book\.v2/part-3 goes from frame 1500 to 3000: a shard is missing"):
+        read_recordings(tmp_path, Manifest(M1300, {}, [], [first, third], []), "train")
+
+
+def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="split 'dev' is none of train, validation, test"):
+        read_recordings(tmp_path, make_folder(tmp_path), "dev")
+
+
+def test_a_shard_of_another_mode_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"train-000000\.tar: train-00000000 is of mode 1300, the manifest says 3200"):
+        list(read_segments([tmp_path / "train-000000.tar"], get_mode("3200")))
+
+
+def rewrite_json(tar: Path, **changes: object) -> None:
+    members = []
+    with tarfile.open(tar) as archive:
+        for member in archive.getmembers():
+            file = archive.extractfile(member)
+            assert file is not None
+            data = file.read()
+            if member.name.endswith(".json"):
+                data = json.dumps(json.loads(data) | changes).encode()
+            members.append((member.name, data))
+    with tarfile.open(tar, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def test_an_entry_that_lacks_frames_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    rewrite_json(tmp_path / "train-000000.tar", frames=77)
+    with pytest.raises(ValueError, match="has 10 frames, its JSON says 77: it is damaged"):
+        list(read_segments([tmp_path / "train-000000.tar"], M1300))
+
+
+@pytest.mark.parametrize("kept", [100, 700, 5000])
+def test_a_cut_tar_is_named(tmp_path: Path, kept: int) -> None:
+    make_folder(tmp_path)
+    tar = tmp_path / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"train-000000\.tar(: train-00000000)? .*damaged"):
+        list(read_segments([tar], M1300))

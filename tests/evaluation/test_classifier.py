@@ -1,0 +1,111 @@
+"""The classifier test on speech of which it is known whether it can be told apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from babble import discriminator
+from babble.codec.frames import MODES, Mode
+from babble.data.shards import read_manifest, read_recordings
+from babble.evaluation.classifier import NUM_FOLDS, measure_accuracy
+
+M1300 = MODES["1300"]
+SECOND = M1300.frames_per_second
+
+
+@pytest.fixture(scope="module")
+def speech(speech_shards: Path) -> np.ndarray:
+    """All 70 s of the training split, (T, 16)."""
+    return np.concatenate([r.frames for r in read_recordings(speech_shards, read_manifest(speech_shards), "train")])
+
+
+@pytest.fixture(autouse=True)
+def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discriminator, "FRAMES_PER_TURN", 80_000)
+    monkeypatch.setattr(discriminator, "FRAMES_PER_CHECK", 10_000)
+
+
+def _halves(speech: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return every other second of speech, and the seconds between."""
+    seconds = list(speech[: len(speech) // SECOND * SECOND].reshape(-1, SECOND, speech.shape[1]))
+    return seconds[::2], seconds[1::2]
+
+
+def test_shuffled_frames_are_told_from_speech_and_a_recording_not_from_itself(speech: np.ndarray):
+    even, odd = _halves(speech)
+    shuffled = list(np.random.default_rng(0).permutation(np.concatenate(even)).reshape(-1, SECOND, 16))
+    found = measure_accuracy(shuffled, odd, M1300, SECOND)
+    assert found is not None
+    assert found.accuracy > 0.85
+    assert found.auc > 0.92
+    assert found.low > 0.5
+    assert found.clips == 35
+
+    found = measure_accuracy(even, odd, M1300, SECOND)
+    assert found is not None
+    assert found.low < 0.5 < found.high
+    assert 0.3 < found.accuracy < 0.7
+    assert 0.3 < found.auc < 0.7
+
+
+def test_a_held_tone_is_told_from_speech_every_time(speech: np.ndarray):
+    drone = np.repeat(speech[200:201], len(speech), axis=0)
+    found = measure_accuracy([drone], [speech], M1300, 2 * SECOND)
+    assert found is not None
+    assert (found.accuracy, found.low, found.high, found.auc) == (1, 1, 1, 1)
+
+
+def test_the_same_random_seed_gives_the_same_figures_and_leaves_torch_as_it_was(
+    speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(discriminator, "FRAMES_PER_TURN", 10_000)
+    even, odd = _halves(speech)
+    before = torch.random.get_rng_state()
+    first, again, other = (measure_accuracy(even, odd, M1300, SECOND, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_every_mode_is_heard(mode: Mode):
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, mode.levels // 2, (600, mode.num_fields)).astype(mode.dtype)
+    high = rng.integers(mode.levels // 2, mode.levels, (600, mode.num_fields)).astype(mode.dtype)
+    found = measure_accuracy([low], [high], mode, 10)
+    assert found is not None
+    assert found.accuracy == 1
+
+
+def test_too_few_clips_tell_nothing(speech: np.ndarray):
+    assert measure_accuracy([speech], [speech[: 9 * SECOND]], M1300, SECOND) is None
+
+
+def test_clips_lie_within_one_recording_and_what_is_learned_from_is_not_tested():
+    # Frame t of recording r is (100 r + t, ...): a clip says where it is from.
+    recordings = [np.arange(100 * r, 100 * r + length)[:, None] for r, length in enumerate((35, 9, 40, 90))]
+    side = discriminator._Side(recordings, 10)
+    assert [c[0, 0].item() for c in side.clips(side.starts)] == [
+        *(0, 10, 20),
+        *(200, 210, 220, 230),
+        *range(300, 390, 10),
+    ]
+    side.keep(16)
+    assert np.bincount(side.folds).tolist() == [4, 3, 3, 3, 3]
+    assert len(np.bincount(side.folds)) == NUM_FOLDS
+    held_back = {t for clip in side.clips(side.starts[side.folds == 3]) for t in clip[:, 0].tolist()}
+    drawn = side.draw(side.folds != 3, 3000, np.random.default_rng(0))[:, :, 0]
+    assert held_back.isdisjoint(drawn.flatten().tolist())
+    assert (drawn.diff(dim=1) == 1).all()
+    assert set((drawn[:, 0] // 100).tolist()) == {0, 2, 3}
+    # Shifted into the clip behind where that is learned from too, so every frame but few is a start.
+    assert len(set(drawn[:, 0].tolist())) > 80
+
+
+def test_scores_are_known_where_they_can_be_counted():
+    ours, theirs = torch.tensor([5.0, 6.0, 9.0, 1.0]), torch.tensor([4.0, 3.0, 2.0, 7.0])
+    # Below and above 4.5; of 16 pairs ours is above in 3 + 3 + 4 + 0.
+    assert discriminator._score(ours, theirs) == (0.75, 10 / 16)
+    assert discriminator._score(ours - 100, theirs - 100) == (0.75, 10 / 16)
+    assert discriminator._score(torch.zeros(4), torch.zeros(4)) == (0.5, 0.5)

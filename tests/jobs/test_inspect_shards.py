@@ -1,0 +1,190 @@
+"""What the inspection of shards tells, and every damage that it must find."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from paths import ROOT
+
+from babble.cli import CommandError
+from babble.codec.frames import MODES, Mode, get_mode
+from babble.data.shards import MANIFEST, Manifest, Segment, write_manifest, write_shards
+from jobs.inspect_shards import InspectConfig, check_folder, entropy_bits, inspect_shards
+from preprocessing.split import Part
+
+M1300 = get_mode("1300")
+PARTS = [
+    Part("a", "train", 0, 3100),
+    Part("b", "train", 0, 40),
+    Part("a", "validation", 3100, 200),
+    Part("a", "test", 3300, 1700),
+]
+
+
+def draw(mode: Mode, num_frames: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return random.integers(0, mode.levels, (num_frames, mode.num_fields)).astype(mode.dtype)
+
+
+def make_folder(folder: Path, mode: Mode = M1300, **facts: Any) -> Manifest:
+    recordings = {"a": draw(mode, 5000, 1), "b": draw(mode, 40, 2)}
+    shards = []
+    for split in ("train", "validation", "test"):
+        segments = [
+            Segment(part.recording, part.first_frame, recordings[part.recording][part.first_frame :][: part.frames])
+            for part in PARTS
+            if part.split == split
+        ]
+        shards += write_shards(folder, split, segments, mode, 2)
+    about = [
+        {"name": p.recording, "split": p.split, "first_frame": p.first_frame, "frames": p.frames} | facts for p in PARTS
+    ]
+    manifest = Manifest(mode, {"mode": mode.name}, about, shards, [])
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def problems(folder: Path, manifest: Manifest) -> str:
+    return "\n".join(check_folder(folder, manifest).problems)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_a_good_folder_is_described(mode: Mode, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path, mode)
+    inspect_shards(InspectConfig(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"mode {mode.name}, {mode.num_fields} fields" in lines[0]
+    hours = 3140 / mode.frames_per_second / 3600
+    assert f"{hours:.3f} h, 3,140 frames, 2 recordings" in lines[1]
+    for field in mode.fields:
+        (line,) = [line for line in lines if line.startswith(f"{field.name} ")]
+        words = line.split()
+        assert int(words[1]) == field.levels
+        # Drawn evenly, every level is there and the entropy is nearly the width.
+        if field.bits <= 7:
+            assert [int(words[i]) for i in (2, 3, 5)] == [field.levels, 0, field.levels - 1]
+        assert float(words[7]) == pytest.approx(field.bits, abs=0.1)
+
+
+def test_statistics_are_those_of_all_frames(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    found = check_folder(tmp_path, manifest)
+    frames = draw(M1300, 5000, 1)
+    validation, test = found.splits["validation"], found.splits["test"]
+    assert (validation.frames, test.frames) == (200, 1700)
+    for f in range(16):
+        expected = np.bincount(frames[3300:, f], minlength=128)
+        np.testing.assert_array_equal(test.histogram[f], expected)
+    # Across the border of two segments too, but never from one recording to another.
+    changes = np.abs(np.diff(frames[3300:].astype(int), axis=0)).sum(axis=0)
+    np.testing.assert_array_equal(test.changes, changes)
+    assert test.num_changes == 1699
+    assert found.splits["train"].num_changes == 3099 + 39
+
+
+def test_entropy_is_in_bits() -> None:
+    assert entropy_bits(np.array([5, 5, 5, 5])) == 2.0
+    assert entropy_bits(np.array([7, 0, 0])) == 0.0
+
+
+def test_frames_and_histogram_are_written_as_csv(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    make_folder(folder)
+    frames_csv, histogram_csv = tmp_path / "frames.csv", tmp_path / "histogram.csv"
+    inspect_shards(InspectConfig(folder, frames_csv, histogram_csv))
+    with frames_csv.open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["split", "recording", "frame", *(field.name for field in M1300.fields)]
+    assert len(rows) == 1 + 5040
+    frames = draw(M1300, 5000, 1)
+    assert rows[1 + 3140 + 7] == ["validation", "a", "3107", *map(str, frames[3107])]
+    with histogram_csv.open() as file:
+        counts = list(csv.DictReader(file))
+    assert len(counts) == 3 * M1300.levels.sum()
+    assert sum(int(row["frames"]) for row in counts if row["field"] == "E") == 5040
+
+
+def test_another_byte_in_a_tar_is_found(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    path = tmp_path / "train-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    found = problems(tmp_path, manifest)
+    assert "train-000000.tar has the hash" in found
+    assert found.count("\n") == 0
+    with pytest.raises(CommandError, match=r"is damaged, preprocess again or copy it again:\n  train-000000\.tar has"):
+        inspect_shards(InspectConfig(tmp_path))
+
+
+def test_a_tar_that_nobody_knows_is_found(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    (tmp_path / "train-000007.tar").touch()
+    assert problems(tmp_path, manifest) == "train-000007.tar is not in the manifest"
+
+
+def test_tars_out_of_order_are_found(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    swapped = dataclasses.replace(
+        manifest, shards=[manifest.shards[i] for i in (1, 0, *range(2, len(manifest.shards)))]
+    )
+    assert "train: recordings are not those of the manifest" in problems(tmp_path, swapped)
+
+
+def test_recordings_that_are_not_there_are_found(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    del manifest.recordings[1]
+    assert "train: recordings are not those of the manifest: found" in problems(tmp_path, manifest)
+    manifest.recordings[0]["frames"] += 1
+    assert "('a', 0, 3100), not ('a', 0, 3101)" in problems(tmp_path, manifest)
+
+
+def test_counts_that_are_wrong_are_found(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    manifest.shards[0] = dataclasses.replace(manifest.shards[0], frames=1)
+    assert "train-000000.tar has 2 entries and 3000 frames, the manifest says 2 and 1" in problems(tmp_path, manifest)
+
+
+def test_frames_in_two_splits_are_found(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path)
+    manifest.recordings[2]["first_frame"] = 3000
+    assert "recording a: frames 3000 to 3099 are in train and again in validation" in problems(tmp_path, manifest)
+
+
+def test_one_file_under_two_names_is_found(tmp_path: Path) -> None:
+    manifest = make_folder(tmp_path, sha256="5eed")
+    assert "recordings a and b are one and the same file" in problems(tmp_path, manifest)
+
+
+def test_too_loud_a_recording_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path, energy_at_ceiling=0.2)
+    inspect_shards(InspectConfig(tmp_path))
+    out = capsys.readouterr().out
+    assert "too loud: a has 20.0% of its frames at the highest energy that the codec has; try --gain_db -6" in out
+    assert out.count("too loud") == 2
+
+
+@pytest.mark.parametrize(("damaged", "code"), [(False, 0), (True, 1)])
+def test_the_command_takes_a_folder_and_tells_damage_by_its_exit_code(tmp_path: Path, damaged: bool, code: int) -> None:
+    make_folder(tmp_path)
+    if damaged:
+        (tmp_path / "test-000000.tar").write_bytes(b"")
+    command = [sys.executable, "-m", "jobs.inspect_shards", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("test-000000.tar has the hash" in done.stderr) == damaged
+    assert "train " in done.stdout
+
+
+def test_a_folder_must_be_named_and_be_one_of_shards(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"name the folder of shards: python -m jobs\.inspect_shards"):
+        InspectConfig()
+    with pytest.raises(FileNotFoundError, match=rf"has no {MANIFEST}"):
+        inspect_shards(InspectConfig(tmp_path))

@@ -1,0 +1,360 @@
+"""Files of every format -> pcm, and the cause for each that has none."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from paths import MARGOT, SPEECH
+
+from preprocessing.audio import BLOCK_VALUES, BadRecording, Recording, open_recording, sniff
+
+RECORDING = SPEECH / "allison-01.ogg"
+needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg")
+
+
+def read(path: Path, gain_db: float = 0.0) -> tuple[np.ndarray, Recording]:
+    with open_recording(path, gain_db) as recording:
+        return np.concatenate(list(recording.pcm_blocks())), recording
+
+
+def cause(path: Path) -> str:
+    with pytest.raises(BadRecording) as bad:
+        read(path)
+    return str(bad.value)
+
+
+def speech_at(rate_hz: int, seconds: float = 12.0) -> np.ndarray:
+    """Real speech at any rate, float32 (N,)."""
+    values, rate = soundfile.read(RECORDING, dtype="float32", stop=int(seconds * 8000))
+    return values if rate_hz == rate else soxr.resample(values, rate, rate_hz)
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve seconds of stereo speech at 44.1 kHz, the right channel quieter."""
+    path = tmp_path_factory.mktemp("audio") / "speech.wav"
+    speech = speech_at(44100)
+    soundfile.write(path, np.stack([speech, speech / 2], axis=1), 44100)
+    return path
+
+
+def convert(wav: Path, name: str, *options: str) -> Path:
+    path = wav.with_name(name)
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-y", "-i", wav, *options, path], check=True)
+    return path
+
+
+FORMATS = {
+    "mp3": ("a.mp3", "MP3"),
+    "mp3 without a length": ("b.mp3", "MP3", "-write_xing", "0"),
+    "flac": ("a.flac", "FLAC"),
+    "vorbis": ("a.ogg", "OGG"),
+    "opus": ("a.opus", "OGG"),
+    "m4b": ("a.m4b", "MP4", "-c:a", "aac", "-f", "ipod"),
+    "aac": ("a.aac", "AAC", "-c:a", "aac"),
+    "wav of 24 bits": ("b.wav", "WAV", "-c:a", "pcm_s24le"),
+    "wav of floats": ("c.wav", "WAV", "-c:a", "pcm_f32le"),
+}
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("name", "kind", *("options",)), [(f[0], f[1], f[2:]) for f in FORMATS.values()], ids=FORMATS)
+def test_every_format_gives_the_same_speech(wav: Path, name: str, kind: str, options: tuple[str, ...]) -> None:
+    pcm, recording = read(convert(wav, name, *options))
+    reference, _ = read(wav)
+    assert pcm.dtype == np.int16
+    assert (recording.kind, recording.channels) == (kind, 2)
+    # Lossy formats may begin a few hundred values early or late.
+    assert abs(len(pcm) - len(reference)) < 1200
+    middle = reference[30000:40000].astype(float)
+    lags = range(-400, 400)
+    assert max(np.corrcoef(middle, pcm[30000 + lag : 40000 + lag])[0, 1] for lag in lags) > 0.95
+
+
+def test_pcm_is_the_mean_of_the_channels_resampled_at_once(wav: Path) -> None:
+    pcm, recording = read(wav)
+    assert (recording.rate_hz, recording.channels) == (44100, 2)
+    values, _ = soundfile.read(wav, dtype="float32", always_2d=True)
+    whole = soxr.resample(values.mean(axis=1), 44100, 8000) * 32768
+    assert len(pcm) == len(whole)
+    assert np.abs(pcm - np.clip(whole, -32768, 32767)).max() <= 0.51
+
+
+@pytest.mark.parametrize("rate_hz", [4000, 8000, 11025, 16000, 22050, 48000, 96000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_any_rate_and_channels_give_8_khz_mono(tmp_path: Path, rate_hz: int, channels: int) -> None:
+    path = tmp_path / "a.wav"
+    speech = speech_at(rate_hz, 3)
+    soundfile.write(path, np.repeat(speech[:, None], channels, axis=1), rate_hz, subtype="FLOAT")
+    pcm, recording = read(path)
+    assert abs(len(pcm) - 24000) <= 1
+    reference = speech_at(8000, 3) * 32768
+    # What 4 kHz can't hold is gone; the rest is the same speech.
+    assert np.corrcoef(pcm[:23000], reference[:23000])[0, 1] > (0.9 if rate_hz == 4000 else 0.995)
+    assert recording.facts().seconds == pytest.approx(3, abs=0.001)
+
+
+def test_16_bits_at_8_khz_come_through_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    values = np.random.default_rng(0).integers(-32768, 32768, 100_000).astype(np.int16)
+    soundfile.write(path, values, 8000)
+    np.testing.assert_array_equal(read(path)[0], values)
+
+
+def test_blocks_are_bounded_however_long_a_recording_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.tile(speech_at(8000), 10), 8000)
+    with open_recording(path) as recording:
+        sizes = [len(block) for block in recording.pcm_blocks()]
+    assert sum(sizes) == 960_000
+    assert max(sizes) == BLOCK_VALUES
+
+
+def test_an_mp3_decodes_to_the_same_values_every_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, speech_at(44100), 44100)
+    np.testing.assert_array_equal(read(path)[0], read(path)[0])
+
+
+@pytest.mark.skipif(not MARGOT.is_dir(), reason="the Margot corpus is not at hand")
+def test_a_chapter_from_librivox_is_read_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    pcm, recording = read(MARGOT / "fleursdumal_008_baudelaire_64kb.mp3")
+    assert (recording.kind, recording.rate_hz, recording.channels) == ("MP3", 22050, 1)
+    assert len(pcm) / 8000 == pytest.approx(69.16, abs=0.01)
+    # libmpg123 complains of this file 123 times, and decodes it as FFmpeg does.
+    assert capfd.readouterr().err == ""
+
+
+def test_the_gain_makes_louder_and_clipping_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.sin(np.arange(16000) / 5) * 0.5, 8000)
+    plain, recording = read(path)
+    assert recording.facts().peak_dbfs == pytest.approx(-6.0, abs=0.1)
+    assert recording.facts().clipped == 0
+    louder, recording = read(path, gain_db=6.0)
+    assert np.abs(louder - plain * 10 ** (6 / 20)).max() <= 1.5
+    clipped, recording = read(path, gain_db=12.0)
+    assert clipped.max() == 32767
+    assert clipped.min() == -32768
+    # A sine of twice full scale is above it for two thirds of the time.
+    assert recording.facts().clipped == pytest.approx(2 / 3, abs=0.02)
+    assert recording.facts().peak_dbfs == pytest.approx(6.0, abs=0.1)
+
+
+def test_facts_tell_speech_from_pauses(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    tone = np.sin(np.arange(32000) / 5) * 0.1
+    tone[8000:16000] = 0
+    soundfile.write(path, tone, 8000)
+    _, recording = read(path)
+    assert recording.facts().pauses == pytest.approx(0.25, abs=0.01)
+    assert recording.facts().speech_dbfs == pytest.approx(-23.0, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.flac", "a.wav", "a.ogg", "a.m4b", "a.aac"])
+def test_what_is_not_audio_is_called_so(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("This is the winter of our discontent.\n" * 1000)
+    assert cause(path).startswith("not audio")
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.flac", "a.wav", "a.ogg", "a.m4b"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.touch()
+    assert cause(path) == "empty: the file has no bytes"
+
+
+def test_a_file_without_any_sound_is_called_empty(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.empty(0), 8000)
+    assert cause(path) == "empty: there is no audio in it"
+
+
+@needs_ffmpeg
+def test_a_film_without_sound_is_not_audio(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=size=32x32:duration=1"]
+    subprocess.run(["ffmpeg", "-loglevel", "error", *source, path], check=True)
+    assert cause(path) == "not audio: there is no sound track in it"
+
+
+def test_less_than_a_second_is_too_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speech_at(44100, 0.99), 44100)
+    assert cause(path) == "too short: 0.99 s, at least 1 s is needed"
+    soundfile.write(path, speech_at(44100, 1.0), 44100)
+    assert len(read(path)[0]) == 8000
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 2e-4])
+def test_silence_is_called_silent(tmp_path: Path, amplitude: float) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, amplitude, 16000).clip(-9e-4, 9e-4), 8000)
+    assert cause(path).startswith("silent: it never gets louder than -")
+    if amplitude:
+        # A very low recording can be mended.
+        assert len(read(path, gain_db=40.0)[0]) == 16000
+
+
+def test_opposite_channels_are_silent_once_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    speech = speech_at(8000, 3)
+    soundfile.write(path, np.stack([speech, -speech], axis=1), 8000, subtype="FLOAT")
+    assert cause(path).startswith("silent")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_values_that_are_no_numbers_are_found(tmp_path: Path, value: float, subtype: str) -> None:
+    path = tmp_path / "a.wav"
+    speech = speech_at(8000).copy()
+    speech[80_000] = value
+    soundfile.write(path, speech, 8000, subtype=subtype)
+    assert cause(path) == "values that are no numbers (NaN or infinite) after 8.2 s"
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.93])
+@pytest.mark.parametrize(("name", "options"), [(f[0], f[2:]) for f in FORMATS.values()], ids=FORMATS)
+def test_a_cut_file_is_called_truncated(
+    wav: Path, tmp_path: Path, name: str, options: tuple[str, ...], part: float
+) -> None:
+    whole = convert(wav, name, *options).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(whole[: int(len(whole) * part) + 13])
+    if name == "b.mp3":
+        # Without a length in its first frame an MP3 that stops is as good as one that ends.
+        assert len(read(path)[0]) / 8000 == pytest.approx(12 * part, abs=0.5)
+    else:
+        assert "truncated" in cause(path)
+
+
+@needs_ffmpeg
+def test_an_m4b_that_opens_with_its_index_is_called_truncated_too(wav: Path, tmp_path: Path) -> None:
+    whole = convert(wav, "fast.m4b", "-c:a", "aac", "-f", "ipod", "-movflags", "+faststart").read_bytes()
+    path = tmp_path / "a.m4b"
+    path.write_bytes(whole[: int(len(whole) * 0.6)])
+    assert "truncated" in cause(path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_file_that_was_written_to_a_pipe_is_read_to_its_end(wav: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    with path.open("wb") as file:
+        command = ["ffmpeg", "-loglevel", "error", "-i", wav, "-f", suffix, "-"]
+        subprocess.run(command, stdout=subprocess.PIPE, check=True, text=False)
+        done = subprocess.run(command, capture_output=True, check=True)
+        file.write(done.stdout)
+    pcm, reference = read(path)[0], read(wav)[0]
+    assert len(pcm) == len(reference)
+    assert np.abs(pcm - reference.astype(int)).max() <= 1
+
+
+@needs_ffmpeg
+def test_damage_in_the_middle_is_found(wav: Path, tmp_path: Path) -> None:
+    for name in ("a.mp3", "a.flac"):
+        data = bytearray(convert(wav, name).read_bytes())
+        data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert "truncated" in cause(path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("inside", "outside"),
+    [("flac", "mp3"), ("mp3", "wav"), ("wav", "flac"), ("ogg", "mp3"), ("m4b", "mp3"), ("mp3", "m4b"), ("aac", "mp3")],
+)
+def test_a_wrong_extension_is_named_with_what_is_inside(wav: Path, tmp_path: Path, inside: str, outside: str) -> None:
+    options = ["-f", "ipod"] if inside == "m4b" else []
+    path = tmp_path / f"a.{outside}"
+    shutil.copy(convert(wav, f"inside.{inside}", *options), path)
+    kind = {"m4b": "MP4"}.get(inside, inside.upper())
+    assert cause(path) == f"wrong extension: it is called .{outside}, but there is {kind} inside; rename it"
+
+
+def test_an_id3_tag_hides_nothing(tmp_path: Path) -> None:
+    tag = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
+    mp3, flac = tmp_path / "a.mp3", tmp_path / "a.flac"
+    soundfile.write(mp3, speech_at(44100), 44100)
+    plain = read(mp3)[0]
+    mp3.write_bytes(tag + mp3.read_bytes())
+    np.testing.assert_array_equal(read(mp3)[0], plain)
+    soundfile.write(flac, speech_at(8000), 8000)
+    (tmp_path / "b.mp3").write_bytes(tag + flac.read_bytes())
+    assert "there is FLAC inside" in cause(tmp_path / "b.mp3")
+
+
+@needs_ffmpeg
+def test_files_joined_byte_by_byte_are_not_half_read(wav: Path, tmp_path: Path) -> None:
+    for name in ("a.mp3", "a.ogg"):
+        data = convert(wav, name).read_bytes()
+        path = tmp_path / name
+        path.write_bytes(data + data)
+        if name == "a.ogg":
+            # The same stream twice has one serial number; two streams have two.
+            soundfile.write(tmp_path / "b.ogg", speech_at(8000), 8000)
+            path.write_bytes(data + (tmp_path / "b.ogg").read_bytes())
+        assert cause(path).startswith("several ")
+    # Tags behind the last frame are no second recording.
+    mp3 = convert(wav, "a.mp3").read_bytes()
+    (tmp_path / "tag.mp3").write_bytes(mp3 + b"TAG" + bytes(125))
+    assert len(read(tmp_path / "tag.mp3")[0]) == len(read(wav.with_name("a.mp3"))[0])
+
+
+def test_a_file_that_is_gone_is_unreadable(tmp_path: Path) -> None:
+    assert cause(tmp_path / "a.mp3") == "unreadable: No such file or directory"
+
+
+def test_a_file_without_permission_is_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, speech_at(8000), 8000)
+    path.chmod(0)
+    code = (
+        "import os, sys; from pathlib import Path; from preprocessing.audio import *\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "try:\n  with open_recording(Path(sys.argv[1])): print('it was read')\n"
+        "except BadRecording as bad: print(bad)"
+    )
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        os.chmod(folder, 0o755)
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "unreadable: Permission denied"
+
+
+def test_a_name_that_is_no_utf_8_is_no_hindrance(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    shutil.copy(_write_short(tmp_path), path)
+    assert len(read(path)[0]) == 24000
+
+
+def _write_short(folder: Path) -> Path:
+    path = folder / "short.wav"
+    soundfile.write(path, speech_at(8000, 3), 8000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"\xff\xfb\x90\x00", "MP3"),
+        (b"\xff\xf3\x40\xc0", "MP3"),
+        (b"\xff\xf1\x50\x80", "AAC"),
+        (b"\xff\xf9\x50\x80", "AAC"),
+        (b"\xff\xfe\x41\x00", "MP3"),
+        (b"\xff\xd8\xff\xe0", None),
+        (b"RIFF\x00\x00\x00\x00AVI ", None),
+        (b"\xc0\xde\xc2\x01", "Codec 2"),
+        (b"", None),
+    ],
+)
+def test_first_bytes_tell_the_kind(head: bytes, kind: str | None) -> None:
+    assert sniff(head) == kind
