@@ -5,11 +5,11 @@
 In: files, folders and zips of MP3, FLAC, WAV, OGG, M4B, AAC, .c2 or .c2cb. Steps:
 
 1. `find_sources` lists the recordings; patterns for the split are checked against their names;
-2. `decode_recording`, a Ray task a recording, decodes it once and yields its pcm in pieces;
-3. `encode_piece`, a Ray task a piece, returns packets, which this process stages in OUT/.partial as they come;
+2. `decode_recording`, a Ray task a recording, decodes it once and yields its pcm in chunks;
+3. `encode_chunk`, a Ray task a chunk, returns packets, which this process stages in OUT/.partial as they come;
 4. when all is staged, recordings are split and written as shards, the manifest last, and the staging is removed.
 
-Only so many pieces are under way that every encoder has work, so memory does not grow with the length of a recording.
+Only so many chunks are under way that every encoder has work, so memory does not grow with the length of a recording.
 Killed at any moment, the same command does what is missing. Out: a folder of shards, its manifest and report.txt, and
 where asked for (--wandb.mode) a run in W&B.
 """
@@ -41,7 +41,7 @@ from babble.training.wandb_run import WandbConfig, open_wandb
 from jobs.progress import Progress
 from jobs.staging import STAGING, FolderInUse, Staging, refuse_other_settings
 from preprocessing.audio import MIN_SECONDS, BadRecording, open_recording
-from preprocessing.encode import cut_pieces, encode_piece
+from preprocessing.encode import cut_chunks, encode_chunk
 from preprocessing.inspect import frame_facts
 from preprocessing.sources import FRAME_SUFFIXES, Found, Source, find_sources, open_source
 from preprocessing.split import Part, SplitConfig, match_names, split_recordings
@@ -49,7 +49,7 @@ from preprocessing.split import Part, SplitConfig, match_names, split_recordings
 COMMAND = "python -m jobs.preprocess"
 REPORT = "report.txt"
 # 20 MB of pcm, of which a few are in memory for each worker.
-MAX_PIECE_SECONDS = 1200
+MAX_CHUNK_SECONDS = 1200
 # How long the nodes of a Ray cluster may take to join it.
 NODES_SECONDS = 60
 
@@ -64,7 +64,7 @@ class PreprocessConfig:
         mode: Codec 2 mode: 3200, 2400, 1600, 1400, 1300, 1200 or 700C.
         gain_db: How much louder to make every recording before it is encoded.
         split: Which recordings are for validation and test.
-        piece_seconds: Length of the pieces that are encoded one by one; before each, 8 frames are encoded for nothing,
+        chunk_seconds: Length of the chunks that are encoded one by one; before each, 8 frames are encoded for nothing,
             in the modes 2400, 1400 and 1200 as many as 2,000.
         entries_per_shard: Segments of up to 1,500 frames in one tar; 64 are about an hour in the 40 ms modes.
         max_failures: How many bad recordings are accepted; with more, the exit code is 1.
@@ -81,7 +81,7 @@ class PreprocessConfig:
     mode: str | int = "1300"
     gain_db: float = 0.0
     split: SplitConfig = field(default_factory=SplitConfig)
-    piece_seconds: int = 300
+    chunk_seconds: int = 300
     entries_per_shard: int = 64
     max_failures: int = 0
     workers: int | None = None
@@ -97,8 +97,8 @@ class PreprocessConfig:
             raise ValueError("--sources is missing: name the files, folders or zips to read.")
         if self.out is None:
             raise ValueError("--out is missing: name the folder for the shards.")
-        if not 1 <= self.piece_seconds <= MAX_PIECE_SECONDS:
-            raise ValueError(f"--piece_seconds {self.piece_seconds} must be from 1 to {MAX_PIECE_SECONDS}.")
+        if not 1 <= self.chunk_seconds <= MAX_CHUNK_SECONDS:
+            raise ValueError(f"--chunk_seconds {self.chunk_seconds} must be from 1 to {MAX_CHUNK_SECONDS}.")
         if not -60 <= self.gain_db <= 60:
             raise ValueError(f"--gain_db {self.gain_db} must be from -60 to 60.")
         for name, least in (("entries_per_shard", 1), ("max_failures", 0), ("workers", 1), ("nodes", 1)):
@@ -128,29 +128,29 @@ class PreprocessConfig:
     def settings(self) -> dict[str, Any]:
         """The settings that shape the bytes of the shards; folders that differ in one can't be mixed."""
         values = config_to_dict(self)
-        kept = {key: values[key] for key in ("mode", "gain_db", "split", "piece_seconds", "entries_per_shard")}
+        kept = {key: values[key] for key in ("mode", "gain_db", "split", "chunk_seconds", "entries_per_shard")}
         return {**kept, "mode": get_mode(self.mode).name}
 
 
 def decode_recording(
-    source: Source, scratch: Path, mode: Mode, gain_db: float, piece_frames: int, staged: dict[str, Any]
+    source: Source, scratch: Path, mode: Mode, gain_db: float, chunk_frames: int, staged: dict[str, Any]
 ) -> Iterator[Any]:
-    """Yield a recording as news (dicts) for the driver, each {"piece": ...} followed by the piece's pcm.
+    """Yield a recording as news (dicts) for the driver, each {"chunk": ...} followed by the chunk's pcm.
 
     Args:
         scratch: where a zip's member may be unpacked.
-        staged: by the sha256 of the recording that it was made from: {"pieces": [...], "is_whole": bool}.
+        staged: by the sha256 of the recording that it was made from: {"chunks": [...], "is_whole": bool}.
 
     Yields:
         {"sha256", "seconds"} first, seconds None where they are not known yet;
-        {"piece", "warmup_frames", "frames"} and int16 pcm (N,), for each piece that is not staged;
+        {"chunk", "warmup_frames", "frames"} and int16 pcm (N,), for each chunk that is not staged;
         {"packets"}: all of a recording that came encoded;
-        {"facts", "pieces"} at last, without facts where the recording was staged as a whole;
+        {"facts", "chunks"} at last, without facts where the recording was staged as a whole;
         or {"failure"}: the cause why it can't be used; or {"disk"}: why nothing can go on.
     """
     try:
         with open_source(source, scratch) as path:
-            yield from _decode_file(source, path, mode, gain_db, piece_frames, staged)
+            yield from _decode_file(source, path, mode, gain_db, chunk_frames, staged)
     except BadRecording as bad:
         yield {"failure": str(bad)}
     except OSError as error:
@@ -163,32 +163,32 @@ def decode_recording(
 
 
 def _decode_file(
-    source: Source, path: Path, mode: Mode, gain_db: float, piece_frames: int, staged: dict[str, Any]
+    source: Source, path: Path, mode: Mode, gain_db: float, chunk_frames: int, staged: dict[str, Any]
 ) -> Iterator[Any]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    here = staged.get(sha256, {"pieces": [], "is_whole": False})
+    here = staged.get(sha256, {"chunks": [], "is_whole": False})
     if here["is_whole"]:
         yield {"sha256": sha256, "seconds": None}
-        yield {"pieces": len(here["pieces"])}
+        yield {"chunks": len(here["chunks"])}
     elif source.suffix in FRAME_SUFFIXES:
         packets = _read_packets(path, source, mode)
         frames = len(packets) // mode.packet_bytes
         yield {"sha256": sha256, "seconds": frames / mode.frames_per_second}
         yield {"packets": packets, "frames": frames}
-        yield {"facts": {"kind": "Codec 2"}, "pieces": 1}
+        yield {"facts": {"kind": "Codec 2"}, "chunks": 1}
     else:
         with open_recording(path, gain_db) as recording:
             yield {"sha256": sha256, "seconds": recording.seconds}
-            num_pieces = 0
-            for piece in cut_pieces(recording.pcm_blocks(), mode, piece_frames):
-                num_pieces += 1
-                if piece.index not in here["pieces"]:
-                    frames = len(piece.pcm) // mode.pcm_per_frame - piece.warmup_frames
-                    yield {"piece": piece.index, "warmup_frames": piece.warmup_frames, "frames": frames}
-                    yield piece.pcm
+            num_chunks = 0
+            for chunk in cut_chunks(recording.pcm_blocks(), mode, chunk_frames):
+                num_chunks += 1
+                if chunk.index not in here["chunks"]:
+                    frames = len(chunk.pcm) // mode.pcm_per_frame - chunk.warmup_frames
+                    yield {"chunk": chunk.index, "warmup_frames": chunk.warmup_frames, "frames": frames}
+                    yield chunk.pcm
             about = {"kind": recording.kind, "rate_hz": recording.rate_hz, "channels": recording.channels}
-            yield {"facts": about | asdict(recording.facts()), "pieces": num_pieces}
+            yield {"facts": about | asdict(recording.facts()), "chunks": num_chunks}
 
 
 def _read_packets(path: Path, source: Source, mode: Mode) -> bytes:
@@ -221,7 +221,7 @@ def _decode_in_ray(*args: Any) -> Iterator[Any]:
 
 def _encode_in_ray(*args: Any) -> bytes:
     _leave_ctrl_c_to_the_driver()
-    return encode_piece(*args)
+    return encode_chunk(*args)
 
 
 @contextlib.contextmanager
@@ -245,13 +245,13 @@ def _leave_ctrl_c_to_the_driver() -> None:
 
 @dataclass
 class _Open:
-    """A recording under way: its hash, facts and number of pieces once known, and how many are being encoded."""
+    """A recording under way: its hash, facts and number of chunks once known, and how many are being encoded."""
 
     source: Source
     sha256: str = ""
     encoding: int = 0
     facts: dict[str, Any] | None = None
-    pieces: int | None = None
+    chunks: int | None = None
     has_failed: bool = False
 
 
@@ -272,11 +272,11 @@ def max_decoding(cores: int) -> int:
 
 
 def max_encoding(cores: int) -> int:
-    """Return how many pieces are with the encoders at once: one for each, and a few so that none has to wait."""
+    """Return how many chunks are with the encoders at once: one for each, and a few so that none has to wait."""
     return cores + max(2, cores // 4)
 
 
-def start_ray(workers: int | None, address: str | None, piece_seconds: int, nodes: int = 1) -> tuple[int, bool]:
+def start_ray(workers: int | None, address: str | None, chunk_seconds: int, nodes: int = 1) -> tuple[int, bool]:
     """Connect to a Ray cluster or start one on this machine; return its cores and whether it is ours to stop.
 
     Of a cluster, so many nodes are waited for, a minute at most.
@@ -302,10 +302,10 @@ def start_ray(workers: int | None, address: str | None, piece_seconds: int, node
     try:
         if address is None:
             cores = workers or len(os.sched_getaffinity(0))
-            # Room for twice the pieces that can be under way: no more, as what a worker has read there counts as its
+            # Room for twice the chunks that can be under way: no more, as what a worker has read there counts as its
             # memory. Ray wants 80 MB at least.
-            pieces = max_encoding(cores) + 3 * max_decoding(cores)
-            store = max(80 << 20, 2 * pieces * piece_seconds * SAMPLE_RATE_HZ * 2)
+            chunks = max_encoding(cores) + 3 * max_decoding(cores)
+            store = max(80 << 20, 2 * chunks * chunk_seconds * SAMPLE_RATE_HZ * 2)
             ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=store, **quiet)
         else:
             ray.init(address=address, **quiet)
@@ -351,13 +351,13 @@ class Encoding:
         import ray
 
         self._mode = get_mode(config.mode)
-        self._decode_settings = (self._mode, config.gain_db, config.piece_seconds * self._mode.frames_per_second)
+        self._decode_settings = (self._mode, config.gain_db, config.chunk_seconds * self._mode.frames_per_second)
         # Typed as Any: ray.remote's overloads know neither streaming nor its back-pressure.
         remote: Any = ray.remote
         self._decode = remote(
             num_cpus=0,
             num_returns="streaming",
-            # News and pcm of one piece: it is encoded while the next is decoded.
+            # News and pcm of one chunk: it is encoded while the next is decoded.
             _generator_backpressure_num_objects=2,
             scheduling_strategy="SPREAD",
             max_retries=1,
@@ -376,7 +376,7 @@ class Encoding:
 
         Raises:
             CommandError: the disk is full.
-            KeyboardInterrupt: Ctrl-C; raised between two pieces.
+            KeyboardInterrupt: Ctrl-C; raised between two chunks.
         """
         with _note_ctrl_c() as asked:
             return self._run(asked)
@@ -439,21 +439,21 @@ class Encoding:
             staged_seconds = self._seconds(staged_bytes // self._mode.packet_bytes)
             self._done.staged_seconds += staged_seconds
             self._progress.add(staged_seconds, is_staged=True)
-        elif "piece" in news:
+        elif "chunk" in news:
             packets = self._encode.remote(next(stream), news["warmup_frames"], self._mode)
-            self._encoding[packets] = (recording, news["piece"], news["frames"])
+            self._encoding[packets] = (recording, news["chunk"], news["frames"])
             recording.encoding += 1
         elif "packets" in news:
             self._keep(recording, 0, news["packets"])
         else:
-            recording.facts, recording.pieces = news.get("facts"), news["pieces"]
+            recording.facts, recording.chunks = news.get("facts"), news["chunks"]
             self._finish_if_whole(recording)
 
     def _take_packets(self, handle: Any) -> None:
         import ray
         from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
-        recording, piece, frames = self._encoding.pop(handle)
+        recording, chunk, frames = self._encoding.pop(handle)
         recording.encoding -= 1
         try:
             packets = ray.get(handle)
@@ -466,17 +466,17 @@ class Encoding:
             self._fail(recording, f"the process that encoded it died: {_first_line(error)}")
             return
         assert len(packets) == frames * self._mode.packet_bytes
-        self._keep(recording, piece, packets)
+        self._keep(recording, chunk, packets)
         self._finish_if_whole(recording)
 
-    def _keep(self, recording: _Open, piece: int, packets: bytes) -> None:
-        self._staging.write_piece(recording.source.name, recording.sha256, piece, packets)
+    def _keep(self, recording: _Open, chunk: int, packets: bytes) -> None:
+        self._staging.write_chunk(recording.source.name, recording.sha256, chunk, packets)
         seconds = self._seconds(len(packets) // self._mode.packet_bytes)
         self._done.seconds += seconds
         self._progress.add(seconds)
 
     def _finish_if_whole(self, recording: _Open) -> None:
-        if recording.pieces is None or recording.encoding or recording.has_failed:
+        if recording.chunks is None or recording.encoding or recording.has_failed:
             return
         name, sha256 = recording.source.name, recording.sha256
         packets = self._staging.read_packets(name, sha256)
@@ -576,7 +576,7 @@ def _do_share(config: PreprocessConfig, sources: list[Source], share: tuple[int,
 def _encode(config: PreprocessConfig, sources: list[Source], staging: Staging) -> tuple[Encoded, tuple[float, float]]:
     """Stage recordings; return what came of them, and the seconds that Ray took to start and to stop."""
     start = time.monotonic()
-    cores, is_ours = start_ray(config.workers, config.address, config.piece_seconds, config.nodes)
+    cores, is_ours = start_ray(config.workers, config.address, config.chunk_seconds, config.nodes)
     start_seconds = time.monotonic() - start
     progress = Progress(sources)
     try:

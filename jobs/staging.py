@@ -4,8 +4,8 @@
     .partial/shares/I-of-N                   what jobs of an array have done of their shares
     .partial/settings.json                   what the run was begun with; no other settings are mixed in
     .partial/unpacked/                       a zip's member while it is read
-    .partial/RECORDING/SHA256/000000.packets the pieces of a recording made from a file with that hash, any may lack
-    .partial/RECORDING/SHA256/facts.json     its facts, written when the last piece is there
+    .partial/RECORDING/SHA256/000000.packets the chunks of a recording made from a file with that hash, any may lack
+    .partial/RECORDING/SHA256/facts.json     its facts, written when the last chunk is there
 
 Every file is written to a temporary name and renamed: one that is there is whole.
 """
@@ -107,17 +107,17 @@ class Staging:
         """Return what is staged of a recording, as `decode_recording` reads it."""
         return {
             folder.name: {
-                "pieces": sorted(int(path.stem) for path in folder.glob("*.packets")),
+                "chunks": sorted(int(path.stem) for path in folder.glob("*.packets")),
                 "is_whole": (folder / "facts.json").is_file(),
             }
             for folder in self.recording(name, "").glob("*")
         }
 
-    def write_piece(self, name: str, sha256: str, piece: int, packets: bytes) -> None:
-        """Stage one piece."""
+    def write_chunk(self, name: str, sha256: str, chunk: int, packets: bytes) -> None:
+        """Stage one chunk."""
         folder = self.recording(name, sha256)
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / f"{piece:06d}.packets", packets)
+        write_bytes(folder / f"{chunk:06d}.packets", packets)
 
     def write_facts(self, name: str, sha256: str, facts: dict[str, Any]) -> None:
         """Stage a recording's facts: it is whole then."""

@@ -183,7 +183,7 @@ def _refuse_equal_names(found: Found) -> None:
 
 @contextmanager
 def open_source(source: Source, scratch: Path) -> Iterator[Path]:
-    """Give a recording as a plain file; one from a zip is unpacked, in pieces, for as long as it is open.
+    """Give a recording as a plain file; one from a zip is unpacked, in chunks, for as long as it is open.
 
     Args:
         scratch: an existing folder to unpack to.

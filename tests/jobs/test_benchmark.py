@@ -188,7 +188,7 @@ def test_the_bare_floor_gives_the_packets_of_the_job(tmp_path: Path, rate_hz: in
     path = tmp_path / "recording.flac"
     soundfile.write(path, np.stack([speech, speech / 2], axis=1), rate_hz)
     with open_recording(path) as recording:
-        expected = encode_recording(recording.pcm_blocks(), MODE, piece_frames=100)
+        expected = encode_recording(recording.pcm_blocks(), MODE, chunk_frames=100)
     assert list(encode_bare([path])) == [expected]
     assert expected
 

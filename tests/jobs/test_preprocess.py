@@ -63,7 +63,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(sources: Path | list[Path], out: Path, **changes: Any) -> PreprocessConfig:
     listed = tuple(sources) if isinstance(sources, list) else (sources,)
-    return PreprocessConfig(**{"sources": listed, "out": out, "piece_seconds": 2, "workers": 2} | changes)
+    return PreprocessConfig(**{"sources": listed, "out": out, "chunk_seconds": 2, "workers": 2} | changes)
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
@@ -126,8 +126,8 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def staged_pieces(out: Path) -> dict[Path, tuple[int, int]]:
-    """Every staged piece with what tells whether it was written again."""
+def staged_chunks(out: Path) -> dict[Path, tuple[int, int]]:
+    """Every staged chunk with what tells whether it was written again."""
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (out / STAGING).glob("*/*/*.packets")}
 
 
@@ -162,7 +162,7 @@ def test_the_manifest_tells_of_each_recording(book: Path, tmp_path: Path) -> Non
     assert about["seconds"] == 5.0
     assert about["frames"] == 125
     assert 0.5 < about["voiced"] < 1
-    assert manifest.settings["piece_seconds"] == 2
+    assert manifest.settings["chunk_seconds"] == 2
     assert str(tmp_path) not in (tmp_path / "shards" / MANIFEST).read_text()
 
 
@@ -170,7 +170,7 @@ def test_one_worker_of_another_process_makes_the_same_bytes(
     book: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "elsewhere"
-    command = start_command("--sources", book, "--out", out, "--piece_seconds", 2, "--workers", 1)
+    command = start_command("--sources", book, "--out", out, "--chunk_seconds", 2, "--workers", 1)
     output, errors = command.communicate(timeout=120)
     assert (command.returncode, errors) == (0, "")
     assert hash_folder(out) == undisturbed
@@ -185,7 +185,7 @@ def test_a_cluster_is_used_by_its_address(book: Path, undisturbed: dict[str, str
 
     out = tmp_path / "shards"
     address = ray.get_runtime_context().gcs_address
-    words = ("--sources", book, "--out", out, "--piece_seconds", 2, "--address", address)
+    words = ("--sources", book, "--out", out, "--chunk_seconds", 2, "--address", address)
     command = start_command(*words, RAY_AUTH_MODE="token")
     _, errors = command.communicate(timeout=120)
     assert (command.returncode, errors) == (0, "")
@@ -214,22 +214,22 @@ def test_a_killed_run_is_finished_by_the_same_command(
     book: Path, undisturbed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "shards"
-    command = start_command("--sources", book, "--out", out, "--piece_seconds", 2)
-    wait_until(lambda: len(staged_pieces(out)) >= 6)
+    command = start_command("--sources", book, "--out", out, "--chunk_seconds", 2)
+    wait_until(lambda: len(staged_chunks(out)) >= 6)
     children = list_workers(command.pid)
     command.kill()
     command.communicate()
     assert not (out / MANIFEST).exists()
     assert len(children) >= 3
     wait_until(lambda: not any(map(is_running, children)))
-    before = staged_pieces(out)
+    before = staged_chunks(out)
     assert 6 <= len(before) < 37
 
     # Nobody cleans up, so that what was written twice shows.
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
     (out / STAGING / "unpacked").rmdir()
     preprocess(config(book, out))
-    after = staged_pieces(out)
+    after = staged_chunks(out)
     assert {path: after[path] for path in before} == before
     assert len(after) > len(before)
     assert hash_folder(out) == undisturbed
@@ -273,8 +273,8 @@ def unaccepted(book: Path, tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_only_the_pieces_that_lack_are_encoded_again(unaccepted: Path, book: Path, tmp_path: Path) -> None:
-    before = staged_pieces(unaccepted)
+def test_only_the_chunks_that_lack_are_encoded_again(unaccepted: Path, book: Path, tmp_path: Path) -> None:
+    before = staged_chunks(unaccepted)
     (facts,) = [path for path in unaccepted.glob(f"{STAGING}/*/*/facts.json") if "chapter-8" in path.read_text()]
     facts.unlink()
     lost = facts.with_name("000002.packets")
@@ -282,7 +282,7 @@ def test_only_the_pieces_that_lack_are_encoded_again(unaccepted: Path, book: Pat
     (tmp_path / "mended.wav").write_text("no, not yet")
     with pytest.raises(CommandError, match="1 recordings failed, 0 are accepted"):
         preprocess(config([book, tmp_path / "mended.wav"], unaccepted))
-    after = staged_pieces(unaccepted)
+    after = staged_chunks(unaccepted)
     assert {path for path in after if after[path] != before[path]} == {lost}
 
 
@@ -309,8 +309,8 @@ def test_asked_to_stop_it_stops_at_once_and_keeps_what_is_done(tmp_path: Path, s
     # Far more than is done by the time that a busy machine comes to look.
     for number in range(200):
         (sources / f"chapter-{number}.ogg").symlink_to(SPEECH / f"allison-0{number % 8 + 1}.ogg")
-    command = start_command("--sources", sources, "--out", out, "--piece_seconds", 1)
-    wait_until(lambda: len(staged_pieces(out)) >= 6)
+    command = start_command("--sources", sources, "--out", out, "--chunk_seconds", 1)
+    wait_until(lambda: len(staged_chunks(out)) >= 6)
     children = list_workers(command.pid)
     # As a terminal and Slurm do: to every process of the group.
     os.killpg(command.pid, sent)
@@ -326,7 +326,7 @@ def test_asked_to_stop_it_stops_at_once_and_keeps_what_is_done(tmp_path: Path, s
         assert command.returncode == -signal.SIGTERM
         assert errors == ""
     wait_until(lambda: not any(map(is_running, children)))
-    assert len(staged_pieces(out)) >= 6
+    assert len(staged_chunks(out)) >= 6
 
 
 def test_a_finished_folder_says_so_at_once(book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -462,12 +462,12 @@ def test_bad_recordings_are_named_and_do_not_stop_the_others(
 
     # Mended, they are taken up by the same command, and the rest can be accepted.
     soundfile.write(bad_book / "silent.wav", read_speech(4, 5), 8000)
-    good = staged_pieces(out)
+    good = staged_chunks(out)
     num_failures = len(manifest.failures) - 1
     with pytest.raises(CommandError, match=f"{num_failures} recordings failed, {num_failures - 1} are accepted"):
         preprocess(config(bad_book, out, max_failures=num_failures - 1))
     assert "bad/silent" in {r["name"] for r in read_manifest(out).recordings}
-    assert good.items() <= staged_pieces(out).items()
+    assert good.items() <= staged_chunks(out).items()
     preprocess(config(bad_book, out, max_failures=num_failures))
     assert not (out / STAGING).exists()
     preprocess(config(bad_book, out))
@@ -535,7 +535,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(small_disk: Path, book: Path, 
     filler.write_bytes(bytes(120_000))
     with pytest.raises(CommandError, match=r"disk full: No space left on device.*make room and give the same command"):
         preprocess(config(book, out))
-    assert staged_pieces(out)
+    assert staged_chunks(out)
     assert not (out / MANIFEST).exists()
     filler.unlink()
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
@@ -597,7 +597,7 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> 
         ({"out": None}, "--out is missing"),
         ({"mode": "1301"}, "mode '1301' is not one of Codec 2's"),
         ({"workers": 0}, "--workers 0 must be at least 1"),
-        ({"piece_seconds": 0}, "--piece_seconds 0 must be from 1 to 1200"),
+        ({"chunk_seconds": 0}, "--chunk_seconds 0 must be from 1 to 1200"),
         ({"entries_per_shard": 0}, "--entries_per_shard 0 must be at least 1"),
         ({"max_failures": -1}, "--max_failures -1 must be at least 0"),
         ({"gain_db": 100.0}, r"--gain_db 100\.0 must be from -60 to 60"),
@@ -685,7 +685,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_shares_together_write_the_same_bytes(book: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
     """As the jobs of an array do: two at once, the last before them killed and begun again."""
     out = tmp_path / "shards"
-    words = ("--sources", book, "--out", out, "--piece_seconds", 2, "--workers", 1)
+    words = ("--sources", book, "--out", out, "--chunk_seconds", 2, "--workers", 1)
     first = start_command(*words, "--share", "2/3")
     first.kill()
     first.communicate()

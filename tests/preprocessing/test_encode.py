@@ -1,4 +1,4 @@
-"""Pieces of a recording against one plain loop over it."""
+"""Chunks of a recording against one plain loop over it."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from paths import SPEECH
 from babble.codec.codec2 import encode_pcm
 from babble.codec.frames import MODES, Mode, get_mode, unpack_packets
 from preprocessing.audio import open_recording
-from preprocessing.encode import cut_pieces, encode_piece, encode_recording
+from preprocessing.encode import cut_chunks, encode_chunk, encode_recording
 
 RECORDING = SPEECH / "allison-01.ogg"
 LOCAL = [mode for mode in MODES.values() if mode.is_encoding_local]
@@ -26,76 +26,76 @@ def split_blocks(pcm: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("mode", LOCAL, ids=lambda mode: mode.name)
-@pytest.mark.parametrize("piece_seconds", [1, 7, 20, 60])
-def test_pieces_give_the_frames_of_one_plain_loop(mode: Mode, piece_seconds: int, speech: np.ndarray) -> None:
-    pieces = encode_recording(split_blocks(speech, 30_011), mode, piece_seconds * mode.frames_per_second)
-    assert pieces == encode_pcm(speech, mode)
+@pytest.mark.parametrize("chunk_seconds", [1, 7, 20, 60])
+def test_chunks_give_the_frames_of_one_plain_loop(mode: Mode, chunk_seconds: int, speech: np.ndarray) -> None:
+    chunks = encode_recording(split_blocks(speech, 30_011), mode, chunk_seconds * mode.frames_per_second)
+    assert chunks == encode_pcm(speech, mode)
 
 
 @pytest.mark.parametrize("mode", LOCAL, ids=lambda mode: mode.name)
 def test_without_warm_up_frames_would_differ(mode: Mode, speech: np.ndarray) -> None:
-    # What the test above would miss if pieces were joined as they come.
+    # What the test above would miss if chunks were joined as they come.
     step = 7 * mode.frames_per_second * mode.pcm_per_frame
-    cold = b"".join(encode_pcm(piece, mode) for piece in split_blocks(speech, step))
+    cold = b"".join(encode_pcm(chunk, mode) for chunk in split_blocks(speech, step))
     assert len(cold) == len(encode_pcm(speech, mode))
     assert cold != encode_pcm(speech, mode)
 
 
 @pytest.mark.parametrize("mode", PREDICTIVE, ids=lambda mode: mode.name)
-def test_pieces_of_predictive_modes_are_nearly_those_of_one_plain_loop(mode: Mode, speech: np.ndarray) -> None:
+def test_chunks_of_predictive_modes_are_nearly_those_of_one_plain_loop(mode: Mode, speech: np.ndarray) -> None:
     warmup_seconds = mode.warmup_frames // mode.frames_per_second
     pcm = np.tile(speech[: 40 * 8000], 1 + 2 * warmup_seconds // 40)
     whole = unpack_packets(encode_pcm(pcm, mode), mode)
-    pieces = unpack_packets(encode_recording([pcm], mode, mode.warmup_frames + 50), mode)
-    assert pieces.shape == whole.shape
-    assert (pieces == whole).mean() > 0.999
+    chunks = unpack_packets(encode_recording([pcm], mode, mode.warmup_frames + 50), mode)
+    assert chunks.shape == whole.shape
+    assert (chunks == whole).mean() > 0.999
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @pytest.mark.parametrize("block", [1, 319, 320, 65536, 10**7])
-def test_pieces_do_not_depend_on_the_blocks_they_come_in(mode: Mode, block: int, speech: np.ndarray) -> None:
+def test_chunks_do_not_depend_on_the_blocks_they_come_in(mode: Mode, block: int, speech: np.ndarray) -> None:
     pcm = speech[: 8000 * 4 + 77]
-    expected = list(cut_pieces([pcm], mode, 30))
-    found = list(cut_pieces(split_blocks(pcm, block), mode, 30))
+    expected = list(cut_chunks([pcm], mode, 30))
+    found = list(cut_chunks(split_blocks(pcm, block), mode, 30))
     for one, other in zip(expected, found, strict=True):
         assert (one.index, one.warmup_frames) == (other.index, other.warmup_frames)
         np.testing.assert_array_equal(one.pcm, other.pcm)
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_pieces_cover_every_whole_frame_once(mode: Mode, speech: np.ndarray) -> None:
+def test_chunks_cover_every_whole_frame_once(mode: Mode, speech: np.ndarray) -> None:
     step = mode.pcm_per_frame
     place = 0
-    for number, piece in enumerate(cut_pieces(split_blocks(speech, 5000), mode, 100)):
-        assert piece.index == number
-        assert piece.warmup_frames == min(mode.warmup_frames, 100 * number)
-        new = piece.pcm[piece.warmup_frames * step :]
+    for number, chunk in enumerate(cut_chunks(split_blocks(speech, 5000), mode, 100)):
+        assert chunk.index == number
+        assert chunk.warmup_frames == min(mode.warmup_frames, 100 * number)
+        new = chunk.pcm[chunk.warmup_frames * step :]
         assert len(new) in (100 * step, len(speech) // step % 100 * step)
         np.testing.assert_array_equal(new, speech[place : place + len(new)])
         np.testing.assert_array_equal(
-            piece.pcm[: piece.warmup_frames * step], speech[place - len(piece.pcm) + len(new) : place]
+            chunk.pcm[: chunk.warmup_frames * step], speech[place - len(chunk.pcm) + len(new) : place]
         )
         place += len(new)
     assert place == len(speech) // step * step
 
 
-def test_a_recording_of_whole_pieces_has_no_empty_one_behind() -> None:
+def test_a_recording_of_whole_chunks_has_no_empty_one_behind() -> None:
     mode = get_mode("1300")
-    pieces = list(cut_pieces([np.zeros(320 * 20, np.int16)], mode, 10))
-    assert [len(piece.pcm) // 320 - piece.warmup_frames for piece in pieces] == [10, 10]
-    assert list(cut_pieces([], mode, 10)) == []
-    assert list(cut_pieces([np.zeros(319, np.int16)], mode, 10)) == []
+    chunks = list(cut_chunks([np.zeros(320 * 20, np.int16)], mode, 10))
+    assert [len(chunk.pcm) // 320 - chunk.warmup_frames for chunk in chunks] == [10, 10]
+    assert list(cut_chunks([], mode, 10)) == []
+    assert list(cut_chunks([np.zeros(319, np.int16)], mode, 10)) == []
 
 
-def test_pieces_can_be_kept_while_later_ones_are_cut(speech: np.ndarray) -> None:
+def test_chunks_can_be_kept_while_later_ones_are_cut(speech: np.ndarray) -> None:
     mode = get_mode("1300")
-    first = next(iter(cut_pieces([speech], mode, 100))).pcm.copy()
-    kept = list(cut_pieces([speech], mode, 100))
+    first = next(iter(cut_chunks([speech], mode, 100))).pcm.copy()
+    kept = list(cut_chunks([speech], mode, 100))
     np.testing.assert_array_equal(kept[0].pcm, first)
 
 
-def test_a_read_only_piece_as_ray_hands_it_out_is_encoded(speech: np.ndarray) -> None:
+def test_a_read_only_chunk_as_ray_hands_it_out_is_encoded(speech: np.ndarray) -> None:
     mode = get_mode("1300")
     pcm = speech[: 320 * 50].copy()
     pcm.flags.writeable = False
-    assert encode_piece(pcm, 8, mode) == encode_pcm(pcm, mode)[8 * 7 :]
+    assert encode_chunk(pcm, 8, mode) == encode_pcm(pcm, mode)[8 * 7 :]

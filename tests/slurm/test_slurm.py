@@ -202,7 +202,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_shards_are_the_same_from_one_node_two_nodes_and_an_array(slurm: Slurm) -> None:
-    words = ("--sources", *SOURCES, "--piece_seconds", 20, "--out")
+    words = ("--sources", *SOURCES, "--chunk_seconds", 20, "--out")
     folders = {name: slurm.folder / name for name in ("one", "two", "array")}
     flags = {"one": (), "two": ("--nodes=2",), "array": ("--array=0-2",)}
     for name, folder in folders.items():
