@@ -21,6 +21,9 @@ import yaml
 Config = TypeVar("Config")
 
 EXIT_FAILED = 1
+# `metadata` of a field that is itself a config and whose keys stand at the top level: of a field `sweep` with the key
+# `search`, the flag is --search instead of --sweep.search. Two inlined configs must not share a key.
+INLINED = {"inlined": True}
 
 
 class CommandError(Exception):
@@ -40,11 +43,32 @@ class Interrupted(Exception):
         self.number = number
 
 
+def _split_fields(config_class: type[Any]) -> tuple[list[Any], list[Any]]:
+    """Return the fields that are inlined, and the others."""
+    every = fields(config_class)
+    return [f for f in every if f.metadata == INLINED], [f for f in every if f.metadata != INLINED]
+
+
+def _add_arguments(parser: jsonargparse.ArgumentParser, config_class: type[Any]) -> None:
+    parts, own = _split_fields(config_class)
+    for part in parts:
+        _add_arguments(parser, part.type)
+    if own:
+        parser.add_class_arguments(config_class, as_group=False, skip={part.name for part in parts})
+
+
+def _assemble(config_class: type[Config], values: Any) -> Config:
+    """Return the config whose values jsonargparse has read, its inlined parts built of the same values."""
+    parts, own = _split_fields(config_class)
+    built = {part.name: _assemble(part.type, values) for part in parts}
+    return config_class(**{f.name: values[f.name] for f in own}, **built)
+
+
 def _config_parser(config_class: type[Any], prog: str) -> jsonargparse.ArgumentParser:
     description = (config_class.__doc__ or "").strip().splitlines()[0]
     parser = jsonargparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; the command line wins over it.")
-    parser.add_class_arguments(config_class, as_group=False)
+    _add_arguments(parser, config_class)
     return parser
 
 
@@ -53,7 +77,7 @@ def _list_flags(config_class: type[Any], prefix: str = "--") -> Iterator[str]:
         if get_args(f.type)[:1] in ((Path,), (str,)) and get_origin(f.type) is tuple:
             yield f"{prefix}{f.name}"
         elif is_dataclass(f.type) and isinstance(f.type, type):
-            yield from _list_flags(f.type, f"{prefix}{f.name}.")
+            yield from _list_flags(f.type, prefix if f.metadata == INLINED else f"{prefix}{f.name}.")
 
 
 def _spell_out(argv: list[str], config_class: type[Any], positional: str | None) -> list[str]:
@@ -98,16 +122,15 @@ def read_config(
     parser = _config_parser(config_class, prog)
     parsed = parser.parse_args(_spell_out(argv, config_class, positional))
     instantiated = parser.instantiate(parsed)
-    values = {f.name: instantiated[f.name] for f in fields(config_class)}  # type: ignore[arg-type]
-    if "recipe" in values and parsed.config:
-        values["recipe"] = Path(str(parsed.config[-1])).stem
-    return config_class(**values)
+    if "recipe" in instantiated and parsed.config:
+        instantiated["recipe"] = Path(str(parsed.config[-1])).stem
+    return _assemble(config_class, instantiated)
 
 
 @functools.cache
 def _values_parser(config_class: type[Any]) -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(config_class, as_group=False)
+    _add_arguments(parser, config_class)
     return parser
 
 
@@ -122,12 +145,16 @@ def build_config(config_class: type[Config], values: dict[str, Any]) -> Config:
         instantiated = parser.instantiate(parser.parse_object(values))
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
-    return config_class(**{f.name: instantiated[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
+    return _assemble(config_class, instantiated)
 
 
 def config_to_dict(config: object) -> dict[str, Any]:
     """Return a config as plain nested values, ready for YAML, JSON or W&B: paths as text, tuples as lists."""
-    return {f.name: _plain(getattr(config, f.name)) for f in fields(config)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for f in fields(config):  # type: ignore[arg-type]
+        value = _plain(getattr(config, f.name))
+        values |= value if f.metadata == INLINED else {f.name: value}
+    return values
 
 
 def _plain(value: Any) -> Any:

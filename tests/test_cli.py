@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from babble.cli import (
+    INLINED,
     CommandError,
     Interrupted,
     build_config,
@@ -112,6 +113,42 @@ def test_plain_values_become_a_config_again():
     ):
         with pytest.raises(ValueError, match=message):
             build_config(Config, wrong)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """More settings.
+
+    Attributes:
+        folders: where to look.
+    """
+
+    folders: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Both:
+    """Do both things."""
+
+    extra: Extra = field(default_factory=Extra, metadata=INLINED)
+    main: Config = field(default_factory=Config, metadata=INLINED)
+
+
+def test_keys_of_inlined_parts_stand_at_the_top_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    yaml = tmp_path / "big.yaml"
+    yaml.write_text("part: {size: 5}\nfolders: [c]\n")
+    config = read_config(Both, ["--config", str(yaml), "--folders", "a", "b", "--init-from", "x"])
+    assert config.extra == Extra((Path("a"), Path("b")))
+    assert (config.main.part.size, config.main.init_from) == (5, "x")
+    values = config_to_dict(config)
+    assert values == config_to_dict(config.extra) | config_to_dict(config.main)
+    assert build_config(Both, values) == config
+    with pytest.raises(ValueError, match=r"part.size=0: at least 1 is needed"):
+        build_config(Both, {"part": {"size": 0}})
+    with pytest.raises(SystemExit):
+        read_config(Both, ["--help"])
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("Do both things.", "where to look.", "how large, in frames."))
 
 
 @pytest.mark.parametrize(
