@@ -87,7 +87,7 @@ ONE_PAIR_HOURS = 5
 CROWD_SECONDS = 3600
 STREAMS = 64
 PROMPT_FRAMES = 200
-# As in configs/babble-rnn-2017-*.yaml.
+# As in configs/babble-rnn-2017.yaml.
 BATCH_SIZE, WINDOW_FRAMES = 32, 200
 
 

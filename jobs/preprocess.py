@@ -108,7 +108,7 @@ class PreprocessConfig:
         if self.nodes > 1 and self.address is None:
             raise ValueError(f"--nodes {self.nodes} has no effect without --address: only a Ray cluster has nodes.")
         if self.wandb.mode != "off" and find_spec("wandb") is None:
-            raise ValueError(f"--wandb.mode {self.wandb.mode} needs W&B: pip install 'babble[dashboard]'.")
+            raise ValueError(f"--wandb.mode {self.wandb.mode} needs W&B: pip install -e '.[dashboard]' in the clone.")
         self.which_share()
 
     def which_share(self) -> tuple[int, int] | None:

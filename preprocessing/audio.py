@@ -335,7 +335,7 @@ def _open_av(file: IO[bytes], kind: str, gain: float) -> Iterator[Recording]:
     try:
         import av
     except ImportError:
-        raise BadRecording("M4B, MP4 and AAC need PyAV: pip install 'babble[preprocess]'") from None
+        raise BadRecording("M4B, MP4 and AAC need PyAV: pip install -e '.[preprocess]' in the clone") from None
 
     try:
         container = av.open(file)

@@ -1,4 +1,4 @@
-"""What README.md and the configs tell a user to type, and whether it would work: read by the real parsers, not run."""
+"""Commands shown in README.md, docs/ and configs/: find them, and check with the real parsers that they would work."""
 
 import contextlib
 import io
@@ -16,12 +16,13 @@ from paths import ROOT
 from babble.cli import read_config
 
 FENCED_SH = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# Not ours to check: a command that begins so is taken as it is.
-FROM_OUTSIDE = (
+# Commands that are not babble's are not checked.
+EXTERNAL_PROGRAMS = (
     "aplay",
     "apt-get",
     "cd",
     "export",
+    "ffmpeg",
     "git",
     "python3",
     "source",
@@ -29,9 +30,8 @@ FROM_OUTSIDE = (
     "sudo",
     "unzip",
     "wandb",
-    "wget",
 )
-# What each script of slurm/ hands its words to.
+# The module to which each script of slurm/ passes its arguments.
 SCRIPTS = {
     "slurm/preprocess.sh": "jobs.preprocess",
     "slurm/train.sh": "babble.train",
@@ -41,35 +41,36 @@ SCRIPTS = {
 
 
 def find_commands(markdown: str) -> list[str]:
-    """Return the commands of the fenced sh blocks, one a line: comments left out, continued lines joined."""
+    """Return the commands in fenced sh blocks, one per line, without comment lines and with continued lines joined."""
     lines = "".join(FENCED_SH.findall(markdown)).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
 def read_program(module: str, argv: list[str]) -> Any:
-    """Return the config that `python -m module argv` would work with.
+    """Return the config that `python -m module argv` would run with.
 
     Raises:
-        ValueError: the program's parser or config refuses, in its words.
+        ValueError: the program's parser or config rejects the arguments; the message is the program's.
     """
-    found = []
+    configs = []
 
     def only_read(config_class: type[Any], work: Any, prog: str, positional: str | None = None) -> None:
-        found.append(read_config(config_class, argv, prog, positional))
+        configs.append(read_config(config_class, argv, prog, positional))
 
-    said = io.StringIO()
-    with mock.patch("babble.cli.run_command", only_read), contextlib.redirect_stderr(said):
+    stderr = io.StringIO()
+    with mock.patch("babble.cli.run_command", only_read), contextlib.redirect_stderr(stderr):
         try:
-            # As `python -m` runs it: executed anew, so it finds the run_command above, whoever imported it before.
+            # Executed again, as `python -m` does, so that the module imports the patched run_command.
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit:
-            raise ValueError(said.getvalue().partition("error: ")[2].strip()) from None
-    return found[0]
+            message = stderr.getvalue()
+            raise ValueError((message.partition("error: ")[2] or message).strip()) from None
+    return configs[0]
 
 
 def check_command(command: str) -> None:
-    """Raise ValueError, naming the cause, if a command of README's would not work; any kind not known here is one."""
+    """Raise ValueError, with the cause, if a documented command would fail or is of a kind not known here."""
     for part in re.split(r"&&|\|", command):
         words = shlex.split(part, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -79,31 +80,31 @@ def check_command(command: str) -> None:
                 read_program(module, argv)
             case ["make", *goals]:
                 targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-                check_known(goals, [*targets, "PYTHON"], "target of the Makefile")
+                check_known(goals, [*targets, "PYTHON"], "a target of the Makefile")
             case ["sbatch", *rest]:
                 script = next((n for n, word in enumerate(rest) if word.endswith(".sh")), None)
-                check_known(["nothing" if script is None else rest[script]], list(SCRIPTS), "script")
+                check_known(["nothing" if script is None else rest[script]], list(SCRIPTS), "a script")
                 assert script is not None
                 argv = [word for word in rest[script + 1 :] if word != "..."]
-                # "..." stands for what stands above: there is nothing to read then.
+                # "..." stands for the arguments of an earlier command.
                 if argv:
                     read_program(SCRIPTS[rest[script]], argv)
             case ["slurm/pipeline.sh", name, *rest]:
                 parts = [list(part) for is_rest, part in groupby(rest, lambda word: word != "--") if is_rest]
-                ours = (["--out", name], ["--data.shards", name, "--name", name], [])
-                for module, argv, filled in zip(SCRIPTS.values(), parts, ours, strict=False):
-                    read_program(module, [*argv, *filled] if module != "babble.evaluate" else [name, *argv])
-            case ["pip" | ".venv/bin/pip", "install", "-c", "constraints.txt", "-e", place]:
+                added = (["--out", name], ["--data.shards", name, "--name", name], [])
+                for module, argv, more in zip(SCRIPTS.values(), parts, added, strict=False):
+                    read_program(module, [*argv, *more] if module != "babble.evaluate" else [name, *argv])
+            case ["pip" | ".venv/bin/pip", "install", "-c", "constraints.txt", "-e", target]:
                 extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-                check_known(re.split(r"[\[\],]+", place)[1:-1], list(extras), "extra of pyproject.toml")
-            case [program, *_] if program in FROM_OUTSIDE:
+                check_known(re.split(r"[\[\],]+", target)[1:-1], list(extras), "an extra of pyproject.toml")
+            case [program, *_] if program in EXTERNAL_PROGRAMS:
                 pass
             case _:
-                raise ValueError(f"{part.strip()!r}: no kind of command that tests/documented.py can check")
+                raise ValueError(f"{part.strip()!r}: tests/documented.py cannot check this kind of command")
 
 
 def check_known(words: list[str], known: list[str], what: str) -> None:
-    """Raise ValueError for the first word that is not known; of NAME=VALUE the name counts."""
+    """Raise ValueError for the first word that is not known; of NAME=VALUE only the name is checked."""
     for word in words:
         if word.partition("=")[0] not in known:
-            raise ValueError(f"{word!r} is no {what}: {', '.join(known)}")
+            raise ValueError(f"{word!r} is not {what}: {', '.join(known)}")

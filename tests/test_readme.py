@@ -1,19 +1,51 @@
-"""Every command that README.md shows would work as shown."""
+"""Commands and links in README.md and docs/ work; no text recommends installing another project's package."""
+
+import re
+from pathlib import Path
 
 import pytest
-from documented import ROOT, check_command, find_commands
+from documented import check_command, find_commands
+from paths import ROOT
 
-README = (ROOT / "README.md").read_text()
-CLUSTER = (ROOT / "docs/cluster.md").read_text()
-
-
-def test_readme_shows_how_to_begin() -> None:
-    assert {"make demo", "make test"} <= set(find_commands(README))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = ("*.py", "*.md", "*.sh", "*.yaml", "*.toml", "*.js", "*.html", "Makefile", "run")
 
 
-@pytest.mark.parametrize("command", [*find_commands(README), *find_commands(CLUSTER)])
-def test_command_would_work(command: str) -> None:
+def test_readme_shows_how_to_start() -> None:
+    assert {"make demo", "make test"} <= set(find_commands((ROOT / "README.md").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [(page.name, command) for page in PAGES for command in find_commands(page.read_text())],
+)
+def test_documented_command_would_work(page: str, command: str) -> None:
     check_command(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)", linked.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", text).lower().replace(" ", "-") for text in headings}
+            assert heading in slugs, target
+
+
+def test_no_text_recommends_another_projects_package() -> None:
+    """A distribution named babble exists and is not this one, so `pip install` may only name a path of the clone."""
+    wrong = re.compile(r"pip3? install\b[^\n`]*[\s'\"]babble(?!-speech)\b")
+    folders = [".ci", "babble", "configs", "docs", "jobs", "preprocessing", "slurm", "tests"]
+    files = [path for folder in folders for name in SOURCES for path in (ROOT / folder).rglob(name)]
+    files += [path for name in SOURCES for path in ROOT.glob(name)]
+    assert len(files) > 100
+    found = [str(path.relative_to(ROOT)) for path in files if wrong.search(path.read_text())]
+    assert found in ([], ["tests/test_readme.py"]), "this file itself has an example"
 
 
 def test_only_sh_blocks_are_commands() -> None:
@@ -28,18 +60,18 @@ def test_only_sh_blocks_are_commands() -> None:
 @pytest.mark.parametrize(
     ("command", "cause"),
     [
-        ("make no-such-target", "'no-such-target' is no target"),
-        ("make test NOTHING=1", "'NOTHING=1' is no target"),
-        ("sbatch slurm/no-such-script.sh", "'slurm/no-such-script.sh' is no script"),
-        ("sbatch", "is no script"),
+        ("make no-such-target", "'no-such-target' is not a target"),
+        ("make test NOTHING=1", "'NOTHING=1' is not a target"),
+        ("sbatch slurm/no-such-script.sh", "'slurm/no-such-script.sh' is not a script"),
+        ("sbatch", "is not a script"),
         ("sbatch --nodes=2 slurm/train.sh --no-such-flag 1", "no.such.flag"),
         ("slurm/pipeline.sh book --source x -- --config configs/babble.yaml", "source"),
         ("slurm/pipeline.sh book --sources x -- --no-such-flag 1", "no.such.flag"),
-        ("pip install -c constraints.txt -e '.[no-such-extra]'", "'no-such-extra' is no extra"),
-        ("pip install babble", "no kind of command"),
-        ("rm -rf runs", "no kind of command"),
-        ("make demo && rm -rf runs", "no kind of command"),
-        ("python -m babble.generate runs/demo --out - | no-such-player", "no kind of command"),
+        ("pip install -c constraints.txt -e '.[no-such-extra]'", "'no-such-extra' is not an extra"),
+        ("pip install babble", "cannot check this kind"),
+        ("rm -rf runs", "cannot check this kind"),
+        ("make demo && rm -rf runs", "cannot check this kind"),
+        ("python -m babble.generate runs/demo --out - | no-such-player", "cannot check this kind"),
         ("python -m babble.train --no-such-flag 1", "no.such.flag"),
         ("python -m babble.train --model.units many", "model.units"),
         ("python -m babble.train --config configs/no-such-file.yaml", "no-such-file"),
@@ -47,7 +79,7 @@ def test_only_sh_blocks_are_commands() -> None:
         ("python -m jobs.preprocess --source tests/speech --out shards/demo", "source"),
     ],
 )
-def test_a_command_that_would_not_work_is_found(command: str, cause: str) -> None:
+def test_a_command_that_would_fail_is_found(command: str, cause: str) -> None:
     with pytest.raises(ValueError, match=cause):
         check_command(command)
 
@@ -62,5 +94,5 @@ def test_a_command_that_would_not_work_is_found(command: str, cause: str) -> Non
         "python -m jobs.preprocess --sources a.mp3 b.mp3 --out shards/demo",
     ],
 )
-def test_a_command_that_works_passes(command: str) -> None:
+def test_a_working_command_passes(command: str) -> None:
     check_command(command)

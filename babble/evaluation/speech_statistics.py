@@ -386,7 +386,7 @@ def measure_speech(
         try:
             measures["phones_per_second"] = _measure_phones(clips, mode, phone_seconds, rng)
         except ImportError as error:
-            missing["phones_per_second"] = f"{error.name} is not installed: pip install 'babble[listen]'"
+            missing["phones_per_second"] = f"{error.name} is not installed: pip install -e '.[listen]' in the clone"
     else:
         missing["phones_per_second"] = "not asked for"
 

@@ -740,7 +740,7 @@ def test_wandb_that_fails_costs_no_shard(
 def test_wandb_that_is_not_installed_is_refused_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.preprocess, "find_spec", lambda name: None)
     config(tmp_path, tmp_path / "shards")
-    with pytest.raises(ValueError, match=r"--wandb.mode offline needs W&B: pip install 'babble\[dashboard\]'"):
+    with pytest.raises(ValueError, match=r"--wandb.mode offline needs W&B: pip install -e '.\[dashboard\]'"):
         config(tmp_path, tmp_path / "shards", wandb=WandbConfig(mode="offline"))
 
 
