@@ -52,7 +52,8 @@ from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.likelihood import measure_losses
 from babble.model.sampling import Sampling
-from babble.reporting.plots import plot_evaluation, save_figure
+from babble.reporting.plots.evaluation import plot_evaluation
+from babble.reporting.plots.figures import save_figure
 from babble.run_folder import RunFolder
 
 WINDOWS_AT_ONCE = 64

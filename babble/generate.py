@@ -40,7 +40,8 @@ from babble.generation.free_run import BLOCK_FRAMES, FreeRun
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.sampling import Sampling
-from babble.reporting.plots import plot_speech, save_figure
+from babble.reporting.plots.figures import save_figure
+from babble.reporting.plots.speech import plot_speech
 from babble.run_folder import RunFolder
 from preprocessing.audio import BadRecording, open_recording
 from preprocessing.encode import encode_recording

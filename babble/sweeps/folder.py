@@ -27,7 +27,8 @@ import yaml
 
 from babble.cli import flatten, to_yaml, unflatten
 from babble.files import write_bytes
-from babble.reporting.plots import plot_sweep, save_figure
+from babble.reporting.plots.figures import save_figure
+from babble.reporting.plots.sweep import plot_sweep
 from babble.run_folder import RunFolder
 from babble.sweeps.space import Axis, Values, apply_values, describe, label, read_space
 

@@ -27,7 +27,9 @@ from babble.evaluation.speech_statistics import find_pause_db, measure_clip
 from babble.files import write_bytes, write_json
 from babble.generation.free_run import generate_frames
 from babble.model.sampling import Sampling
-from babble.reporting.plots import plot_progression, plot_speech, save_figure
+from babble.reporting.plots.figures import save_figure
+from babble.reporting.plots.progression import plot_progression
+from babble.reporting.plots.speech import plot_speech
 from babble.run_folder import RunFolder
 from babble.training.averaging import averaged_weights
 from babble.training.unfreezing import Stage, stage_at
