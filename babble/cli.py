@@ -1,29 +1,30 @@
-"""Config dataclass -> command line: the one place where command lines and YAML are read.
+"""Config dataclass -> command line: the one place where command lines and YAML files are read.
 
-jsonargparse does the reading: defaults < YAML < command line, unknown keys stop the run, `--help` comes from the
-config's docstring. Here is what it lacks, and nothing else: lists after a flag (`--sources A B C`), a run folder as
-first word (`python -m babble.generate runs/NAME`), errors as a message instead of a traceback, Ctrl-C.
+    run_command(TrainConfig, work, "python -m babble.train")
+
+jsonargparse parses: defaults < YAML < command line, unknown keys stop the run, `--help` comes from the config's
+docstring. command_line.py prepares the words for it; here are errors in one line, exit codes and Ctrl-C.
 """
 
 import argparse
+import difflib
 import functools
-import json
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 import yaml
 
+from babble.command_line import INLINED, CommandLine, UsageError, list_settings
+
 Config = TypeVar("Config")
 
-EXIT_FAILED = 1
-# `metadata` of a field that is itself a config and whose keys stand at the top level: of a field `sweep` with the key
-# `search`, the flag is --search instead of --sweep.search. Two inlined configs must not share a key.
-INLINED = {"inlined": True}
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
 
 class CommandError(Exception):
@@ -31,16 +32,36 @@ class CommandError(Exception):
 
 
 class Interrupted(Exception):
-    """Work stopped when asked and can go on later: shown as a message, exit code 128 + the signal's number.
+    """Work stopped on request and can be continued: shown as a message, exit code 128 + the signal's number.
 
     Args:
-        message: what the user is told.
-        number: the signal that asked; Ctrl-C's by default.
+        message: shown to the user.
+        number: the signal; Ctrl-C's by default.
     """
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.number = number
+
+
+# ---- parsing
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Flags with dashes, and the examples of the module docstring as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+    def format_help(self) -> str:
+        return re.sub(r"(?<![\w-])--[a-z_.]+", lambda flag: flag[0].replace("_", "-"), super().format_help())
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Raises UsageError instead of printing the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(message)
 
 
 def _split_fields(config_class: type[Any]) -> tuple[list[Any], list[Any]]:
@@ -50,81 +71,86 @@ def _split_fields(config_class: type[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _add_arguments(parser: jsonargparse.ArgumentParser, config_class: type[Any]) -> None:
-    parts, own = _split_fields(config_class)
-    for part in parts:
+    inlined, own = _split_fields(config_class)
+    for part in inlined:
         _add_arguments(parser, part.type)
     if own:
-        parser.add_class_arguments(config_class, as_group=False, skip={part.name for part in parts})
+        parser.add_class_arguments(config_class, as_group=False, skip={part.name for part in inlined})
 
 
 def _assemble(config_class: type[Config], values: Any) -> Config:
-    """Return the config whose values jsonargparse has read, its inlined parts built of the same values."""
-    parts, own = _split_fields(config_class)
-    built = {part.name: _assemble(part.type, values) for part in parts}
-    return config_class(**{f.name: values[f.name] for f in own}, **built)
+    """Return the config built from the values that jsonargparse read, its inlined parts from the same values."""
+    inlined, own = _split_fields(config_class)
+    parts = {part.name: _assemble(part.type, values) for part in inlined}
+    return config_class(**{f.name: values[f.name] for f in own}, **parts)
 
 
-def _config_parser(config_class: type[Any], prog: str) -> jsonargparse.ArgumentParser:
+def _make_parser(config_class: type[Any], prog: str, positional: str | None, epilog: str | None) -> _Parser:
     description = (config_class.__doc__ or "").strip().splitlines()[0]
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file of settings; the command line wins over it.")
+    usage = prog + (f" [{positional.upper()}]" if positional else "") + " [--config FILE] [--FLAG VALUE ...]"
+    parser = _Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of settings; the command line overrides it.")
     _add_arguments(parser, config_class)
     return parser
 
 
-def _list_flags(config_class: type[Any], prefix: str = "--") -> Iterator[str]:
-    for f in fields(config_class):
-        if get_args(f.type)[:1] in ((Path,), (str,)) and get_origin(f.type) is tuple:
-            yield f"{prefix}{f.name}"
-        elif is_dataclass(f.type) and isinstance(f.type, type):
-            yield from _list_flags(f.type, prefix if f.metadata == INLINED else f"{prefix}{f.name}.")
-
-
-def _spell_out(argv: list[str], config_class: type[Any], positional: str | None) -> list[str]:
-    """Return the words as jsonargparse reads them: `A B` after a list's flag as JSON, the first bare word by name."""
-    list_flags = set(_list_flags(config_class))
-    words = list(argv)
-    if positional and words and not words[0].startswith("-"):
-        words[0:1] = [f"--{positional}", words[0]]
-    spelled: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            # --init-from is easier to type than --init_from, and is what most programs would call it.
-            word = flag[:2] + flag[2:].replace("-", "_") + equals + value
-        spelled.append(".inf" if word == "inf" else word)  # YAML's spelling, which jsonargparse reads numbers in.
-        if word in list_flags:
-            items = []
-            while words and not words[0].startswith("-"):
-                items.append(words.pop(0))
-            spelled.append(json.dumps(items))
-    return spelled
+def _explain(message: str, words: CommandLine) -> str:
+    """Return jsonargparse's message about a value in one line that says what was expected."""
+    keys = list(re.finditer(r'Parser key "([^"]+)":\s', message))
+    found = keys[-1] if keys else None
+    if not found:
+        return " ".join(message.split())
+    setting = list_settings(words.config_class).get(found[1])
+    value = re.search(r"(?:Got value|Given value): (.*)\Z", message, re.DOTALL)
+    where = f"--{found[1].replace('_', '-')}" if found[1] in words.given else ", ".join([*words.config_files, found[1]])
+    if setting is None or value is None or setting.expected().startswith("another"):
+        return f"{where}: {' '.join(message[found.end() :].split())}"
+    close = difflib.get_close_matches(value[1].lower(), [str(choice) for choice in setting.choices], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{where} {value[1]}: expected {setting.expected()}{hint}"
 
 
 def read_config(
-    config_class: type[Config], argv: list[str], prog: str = "babble", positional: str | None = None
+    config_class: type[Config],
+    argv: list[str],
+    prog: str = "babble",
+    positional: str | None = None,
+    epilog: str | None = None,
 ) -> Config:
     """Return the config that a command line asks for.
 
     Args:
-        config_class: a frozen dataclass with a default for every field; nested dataclasses become `--part.key`.
+        config_class: a frozen dataclass with a default for every field. Nested dataclasses become `--part.key`, except
+            fields with the metadata `INLINED`, whose keys stand at the top level.
         argv: the words after the program's name.
         prog: the command as the user types it, for `--help` and messages.
-        positional: the field that a bare first word fills.
+        positional: the field that bare words fill.
+        epilog: shown below the flags by `--help`.
 
-    A field named `recipe` takes the name of the last --config file.
+    A field named `recipe` takes the name of the last --config file, unless the file or the command line sets it.
 
     Raises:
-        ValueError: a value that the config itself refuses, in its own words.
-        SystemExit: anything jsonargparse refuses (code 2, the message on stderr), or `--help` (code 0).
+        UsageError: an unknown flag or key, or a value of the wrong type.
+        ValueError: a value that the config itself rejects.
+        SystemExit: `--help` (code 0).
     """
-    parser = _config_parser(config_class, prog)
-    parsed = parser.parse_args(_spell_out(argv, config_class, positional))
-    instantiated = parser.instantiate(parsed)
-    if "recipe" in instantiated and parsed.config:
-        instantiated["recipe"] = Path(str(parsed.config[-1])).stem
-    return _assemble(config_class, instantiated)
+    words = CommandLine(config_class, positional)
+    rewritten = words.rewrite(argv)
+    parser = _make_parser(config_class, prog, positional, epilog)
+    if "recipe" in list_settings(config_class) and words.config_files:
+        parser.set_defaults({"recipe": Path(words.config_files[-1]).stem})
+    try:
+        values = parser.instantiate(parser.parse_args(rewritten))
+    except UsageError as error:
+        raise UsageError(_explain(str(error), words)) from None
+    return _assemble(config_class, values)
 
 
 @functools.cache
@@ -138,14 +164,16 @@ def build_config(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Return the config that nested values describe, as a YAML file of them would.
 
     Raises:
-        ValueError: a key that the config lacks, a value of another type, or one that the config itself refuses.
+        ValueError: a key that the config lacks, a value of another type, or one that the config itself rejects.
     """
     parser = _values_parser(config_class)  # type: ignore[arg-type]
     try:
-        instantiated = parser.instantiate(parser.parse_object(values))
+        return _assemble(config_class, parser.instantiate(parser.parse_object(values)))
     except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-    return _assemble(config_class, instantiated)
+        raise ValueError(_explain(str(error), CommandLine(config_class, None))) from None
+
+
+# ---- plain values
 
 
 def config_to_dict(config: object) -> dict[str, Any]:
@@ -170,7 +198,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_yaml(values: dict[str, Any]) -> bytes:
-    """Return plain nested values as a YAML file has them, in their order."""
+    """Return plain nested values as the bytes of a YAML file, in their order."""
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
 
 
@@ -178,7 +206,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by the key that a user types: {"model": {"units": 8}} -> {"model.units": 8}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[prefix + key] = value
@@ -186,7 +214,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return the nested values of typed keys: {"model.units": 8} -> {"model": {"units": 8}}."""
+    """Return the nested values of flat keys: {"model.units": 8} -> {"model": {"units": 8}}."""
     values: dict[str, Any] = {}
     for key, value in flat.items():
         *parts, last = key.split(".")
@@ -197,23 +225,46 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return a line for each setting whose value differs, in order of keys: "model.units: was 40, now 160"."""
+    old, new = flatten(before), flatten(now)
+    return [
+        f"{key}: was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+# ---- commands
+
+
 def run_command(
     config_class: type[Config], work: Callable[[Config], None], prog: str, positional: str | None = None
 ) -> None:
     """Read the command line, do the work, and exit as a command should.
 
-    Exit code 0: done. 1: the work failed for a reason that a user can mend, shown as one message. 2: the command line
-    could not be read. 128 + a signal's number: stopped by it, Ctrl-C is 130. Our own bugs keep their traceback.
+    Exit code 0: done. 1: the work failed for a reason that a user can fix, shown as one message. 2: the command line
+    could not be read. 128 + a signal's number: stopped by it; Ctrl-C is 130. Our own bugs keep their traceback.
+
+    Args:
+        config_class: see `read_config`.
+        work: called with the config. The docstring of its module is the epilog of `--help`.
+        prog: the command as the user types it.
+        positional: the field that bare words fill.
     """
+    epilog = sys.modules[work.__module__].__doc__
     try:
-        work(read_config(config_class, sys.argv[1:], prog, positional))
+        work(read_config(config_class, sys.argv[1:], prog, positional, epilog))
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"{prog}: {stop or 'interrupted.'}", file=sys.stderr)
+        print(f"{prog}: {str(stop) or 'interrupted by Ctrl-C.'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:
-        # The player at the other end of the pipe has been closed: nothing is wrong and nobody is left to tell.
+        # The program at the other end of the pipe has been closed, e.g. a player: nothing is wrong.
         sys.stderr.close()
         sys.exit(0)
+    except UsageError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
     except (CommandError, ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)

@@ -1,25 +1,22 @@
-"""The run folder: what lies where, read and written here alone.
+"""The run folder: which file lies where. Its paths are known to this module alone.
 
 runs/NAME/
     config.yaml        every setting of the training
-    environment.json   git revision, versions, machine, when it was started and each time it was continued
-    metrics.csv        every figure that was logged, a row a step
-    baselines.json     what the held-out figures stand beside
-    checkpoints/       last.ckpt and previous.ckpt (all that a resume needs), best.ckpt, stage-N.ckpt (weights)
-    samples/         prompts/N.c2, real/, epoch-NNNN/: what one can hear and see
+    environment.json   git revision, versions and machine, one entry per start
+    metrics.jsonl      every logged metric, one JSON object per row
+    baselines.json     baselines of the validation metrics
+    checkpoints/       last.ckpt and previous.ckpt (all that a resume needs), best.ckpt and stage-N.ckpt (weights)
+    samples/           prompts/N.c2, real/, epoch-NNNN/: audio generated during training
     wandb/ wandb_id    the W&B run, offline without a key
-    notes.md           what one wants to remember of it; written by hand, shown in W&B
-    report.html        all of it on one page
-    finished.json      written at the end: its best figure and how many steps it took
+    notes.md           written by hand; shown in W&B
+    report.html        the run on one page
+    finished.json      written at the end: monitor, best value, steps
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,10 +25,12 @@ from typing import Any
 
 import yaml
 
-from babble.cli import CommandError, flatten, to_yaml
-from babble.files import write_bytes, write_json
+from babble.cli import describe_changes, to_yaml
+from babble.files import lock, read_json, write_bytes, write_json
 
-PACKAGES = ("babble", "torch", "pytorch-lightning", "webdataset", "numpy", "pycodec2", "wandb", "ray")
+PACKAGES = ("babble-speech", "torch", "pytorch-lightning", "webdataset", "numpy", "pycodec2", "wandb", "ray")
+# Settings that name a run and change nothing in it: a renamed config file continues the same run.
+LABELS = ("name", "runs", "recipe")
 
 
 @dataclass(frozen=True)
@@ -46,129 +45,137 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Every setting of the training, as YAML."""
+        """Path of every setting of the training, as YAML."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """Every figure that was logged."""
+        """Path of every logged metric, one JSON object per row."""
         return self.path / "metrics.csv"
 
     @property
     def baselines(self) -> Path:
-        """The baselines of the held-out figures."""
+        """Path of the baselines of the validation metrics."""
         return self.path / "baselines.json"
 
     @property
     def finished(self) -> Path:
-        """The mark of a training that has ended by itself."""
+        """Path of the file that marks a finished training."""
         return self.path / "finished.json"
 
     @property
     def report(self) -> Path:
-        """All of it on one page."""
+        """Path of the report page."""
         return self.path / "report.html"
 
     @property
     def samples(self) -> Path:
-        """What one can hear and see."""
+        """Folder of audio and pictures generated during training."""
         return self.path / "samples"
 
     @property
     def prompts(self) -> Path:
-        """The prompt frames that every samples continues: N.c2, counted from 1."""
+        """Folder of the frames that the samples of every epoch continue: N.c2, N from 1."""
         return self.samples / "prompts"
 
     def read_notes(self) -> str | None:
-        """Return what somebody has written in notes.md; None without any."""
+        """Return the text of notes.md, or None."""
         notes = self.path / "notes.md"
-        return notes.read_text() if notes.is_file() else None
+        return notes.read_text(encoding="utf-8") if notes.is_file() else None
 
     def checkpoint(self, which: str) -> Path:
-        """Return where the checkpoint of that name lies: "last", "previous", "best", "stage-2"."""
+        """Return the path of the checkpoint with that name: "last", "previous", "best", "stage-2"."""
         return self.path / "checkpoints" / f"{which}.ckpt"
 
     def find_checkpoint(self, which: str) -> Path:
-        """Return the checkpoint that a user names: "best", "last", another of the run's, or a path.
+        """Return the checkpoint that a user names: "best", "last", "stage-N", or the path of a checkpoint file.
 
         Raises:
-            FileNotFoundError: there is none; the message lists those that there are.
+            FileNotFoundError: it does not exist, or this folder is not a run; the message lists the existing ones.
         """
-        candidates = (self.checkpoint(which), Path(which))
-        for path in candidates:
+        for path in (self.checkpoint(which), Path(which)):
             if path.is_file():
                 return path
         if not self.path.is_dir():
-            raise FileNotFoundError(f"{self.path} does not exist: name the folder of a run, as in runs/NAME.")
-        there = sorted(path.stem for path in self.checkpoint("any").parent.glob("*.ckpt"))
+            raise FileNotFoundError(f"{self.path} does not exist: name the folder of a run, e.g. runs/NAME.")
+        existing = sorted(path.stem for path in self.checkpoint("any").parent.glob("*.ckpt"))
+        if not existing and not self.config.is_file():
+            raise FileNotFoundError(
+                f"{self.path} is not a run: it has no config.yaml. Name a folder such as runs/NAME."
+            )
         raise FileNotFoundError(
-            f"{self.path} has no checkpoint {which!r}; it has {', '.join(there) or 'none yet'}. "
-            "A path of a checkpoint file is taken too."
+            f"{self.path} has no checkpoint {which!r}; it has {', '.join(existing) or 'none yet'}. "
+            "The path of a checkpoint file is accepted too."
         )
 
     def read_config(self) -> dict[str, Any]:
         """Return the settings as nested values.
 
         Raises:
-            FileNotFoundError: no run is in this folder.
+            FileNotFoundError: this folder is not a run.
         """
         if not self.config.is_file():
-            raise FileNotFoundError(f"{self.path} holds no run: it has no config.yaml.")
-        values: dict[str, Any] = yaml.safe_load(self.config.read_text())
+            raise FileNotFoundError(
+                f"{self.path} is not a run: it has no config.yaml. Name a folder such as runs/NAME."
+            )
+        values: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         return values
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Make the folder this training's, or see that it is.
+        """Create the run's folders and config.yaml, or check that it is the same run.
+
+        Args:
+            settings: every setting, nested; `LABELS` are not compared.
 
         Raises:
-            ValueError: the folder holds a run of other settings; each is named with both values.
+            ValueError: the folder holds a run with other settings; each is named with both values.
         """
         if self.config.is_file():
-            changed = changed_settings(self.read_config(), settings)
-            if changed:
+            before, now = ({k: v for k, v in s.items() if k not in LABELS} for s in (self.read_config(), settings))
+            if changes := describe_changes(before, now):
                 raise ValueError(
-                    f"{self.path} is a run of other settings, so it is not continued:\n" + "\n".join(changed) + "\n"
-                    "Give the same settings to continue it, or another --name to start a new one."
+                    f"{self.path} is a run with other settings, so it is not continued:\n  "
+                    + "\n  ".join(changes)
+                    + "\nGive the same settings to continue it, or another --name to start a new run."
                 )
             return
         for folder in (self.checkpoint("any").parent, self.prompts):
             folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self.config, to_yaml(settings))
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process alone.
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that holds the folder for this process alone.
 
         Raises:
-            CommandError: another process trains in it.
+            FileInUse: another process trains in it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CommandError(f"{self.path} is in use by another training: wait for it or stop it.") from None
-            yield
+        return lock(self.path / ".lock", f"{self.path} is in use by another training: wait for it or stop it.")
 
     def note_start(self) -> None:
         """Add this start's time, git revision and versions to environment.json."""
         path = self.path / "environment.json"
-        starts = json.loads(path.read_text()) if path.is_file() else []
+        starts = read_json(path) if path.is_file() else []
         write_json(path, [*starts, environment()])
 
 
-def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a line for each setting that a run had otherwise, by key with both values."""
-    old, new = flatten(before), flatten(now)
-    return [
-        f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+def locate_checkpoint(run: Path, which: str = "best") -> tuple[RunFolder, Path]:
+    """Return the run and the checkpoint that a user names.
+
+    Args:
+        run: a run folder, or a checkpoint file; the run of runs/NAME/checkpoints/best.ckpt is runs/NAME.
+        which: the checkpoint if `run` is a folder, see `RunFolder.find_checkpoint`.
+
+    Raises:
+        FileNotFoundError: as `RunFolder.find_checkpoint`.
+    """
+    if run.is_file():
+        return RunFolder(run.parent.parent if run.parent.name == "checkpoints" else run.parent), run
+    folder = RunFolder(run)
+    return folder, folder.find_checkpoint(which)
 
 
 def environment() -> dict[str, Any]:
-    """Return when, where and with what this process runs: for the run folder, a year later."""
+    """Return time, git revision, versions and machine of this process, for environment.json."""
     versions = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -184,7 +191,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Return the source's git revision, with "-dirty" where it was changed since; None outside a checkout."""
+    """Return the git revision of the source, with "-dirty" if files were changed; None outside a checkout."""
     source = Path(__file__).parent
     command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

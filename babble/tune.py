@@ -33,6 +33,7 @@ from babble.cli import (
     Interrupted,
     build_config,
     config_to_dict,
+    describe_changes,
     flatten,
     run_command,
     to_yaml,
@@ -41,7 +42,7 @@ from babble.cli import (
 from babble.data.datamodule import map_split, open_shards
 from babble.files import write_bytes
 from babble.model.heads import HEADS
-from babble.run_folder import RunFolder, changed_settings
+from babble.run_folder import RunFolder
 from babble.sweeps.folder import ENDED, SweepFolder, write_answer
 from babble.sweeps.space import Axis, apply_values, check_space, every_combination, one_at_a_time, read_space
 from babble.sweeps.trial import Trial, Watch
@@ -255,11 +256,11 @@ def _begin(config: TuneConfig, sweep: SweepFolder) -> None:
     threads = config.compute.threads or max(1, config.trial.cores // processes)
     shared["compute"] |= {"nodes": 1, "devices": processes, "threads": threads}
     if sweep.settings.is_file():
-        changed = changed_settings(sweep.read_settings(), about)
+        changed = describe_changes(sweep.read_settings(), about)
         base = sweep.read_base()
         # Whether the trials share memory was found out when the sweep began.
         base["data"]["holding"] = shared["data"]["holding"]
-        changed += changed_settings(base, shared)
+        changed += describe_changes(base, shared)
         if changed:
             raise ValueError(
                 f"{sweep.path} is a sweep of other settings, so it is not continued:\n" + "\n".join(changed) + "\n"

@@ -1,9 +1,10 @@
-"""Command lines and YAML: what wins, what is refused, and how a command ends."""
+"""Command lines and YAML: precedence, validation, messages, and how a command ends."""
 
 import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -11,8 +12,10 @@ from babble.cli import (
     INLINED,
     CommandError,
     Interrupted,
+    UsageError,
     build_config,
     config_to_dict,
+    describe_changes,
     flatten,
     read_config,
     run_command,
@@ -25,14 +28,16 @@ class Part:
     """A part.
 
     Attributes:
-        size: how large, in frames.
+        size: length in frames.
+        cell: kind of cell.
     """
 
     size: int = 3
+    cell: Literal["lstm", "gru"] = "lstm"
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"part.size={self.size}: at least 1 is needed.")
+            raise ValueError(f"part.size={self.size}: must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,14 @@ class Config:
     """Do a thing.
 
     Attributes:
-        run: where.
-        sources: from what.
+        run: the run folder.
+        sources: input files.
         part: its part.
-        init_from: a start.
+        init_from: initial weights.
         recipe: the config's name.
+        with_prompt: include the prompt.
+        top_p: nucleus sampling.
+        space: what varies.
     """
 
     run: Path | None = None
@@ -52,6 +60,9 @@ class Config:
     part: Part = field(default_factory=Part)
     init_from: str | None = None
     recipe: str = "none"
+    with_prompt: bool = True
+    top_p: float | None = None
+    space: dict[str, object] = field(default_factory=dict)
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path: Path):
@@ -73,12 +84,95 @@ def test_the_first_bare_word_is_the_run_and_dashes_are_underscores():
     assert (config.run, config.init_from) == (Path("runs/x"), "y-z")
 
 
-@pytest.mark.parametrize("words", [["--part.sise", "3"], ["--part.siz", "3"], ["--part.size", "three"], ["word"]])
-def test_what_is_not_known_stops_the_command(words: list[str], capsys: pytest.CaptureFixture[str]):
+def test_the_config_name_is_the_recipe_unless_one_is_given(tmp_path: Path):
+    yaml = tmp_path / "big.yaml"
+    yaml.write_text("part: {size: 5}\n")
+    words = ["--config", str(yaml)]
+    assert read_config(Config, words).recipe == "big"
+    assert read_config(Config, [*words, "--recipe", "mine"]).recipe == "mine"
+    yaml.write_text("recipe: demo\n")
+    assert read_config(Config, words).recipe == "demo"
+
+
+def test_flags_without_a_value_are_booleans():
+    assert read_config(Config, ["--no-with_prompt"]).with_prompt is False
+    assert read_config(Config, ["--no-with-prompt"]).with_prompt is False
+    config = read_config(Config, ["--with-prompt", "runs/x", "--top-p", "0.5"], positional="run")
+    assert (config.with_prompt, config.run, config.top_p) == (True, Path("runs/x"), 0.5)
+    assert read_config(Config, ["--with-prompt", "false"]).with_prompt is False
+
+
+def test_positional_arguments_may_stand_anywhere():
+    config = read_config(Config, ["--part.size", "5", "runs/x", "--top-p", "0.5"], positional="run")
+    assert (config.run, config.part.size) == (Path("runs/x"), 5)
+    assert read_config(Config, ["a", "--top-p", "1", "b"], positional="sources").sources == (Path("a"), Path("b"))
+    with pytest.raises(UsageError, match="unexpected argument 'b'"):
+        read_config(Config, ["a", "b"], positional="run")
+
+
+def test_commas_separate_paths_that_exist(tmp_path: Path):
+    first, second, odd = tmp_path / "a.ogg", tmp_path / "b.ogg", tmp_path / "c,d.ogg"
+    for path in (first, second, odd):
+        path.touch()
+    assert read_config(Config, ["--sources", f"{first},{second}"]).sources == (first, second)
+    assert read_config(Config, ["--sources", str(odd), f"{first},gone"]).sources == (odd, Path(f"{first},gone"))
+
+
+def test_choices_are_accepted_in_any_case(tmp_path: Path):
+    yaml = tmp_path / "big.yaml"
+    yaml.write_text("part: {cell: GRU}\n")
+    assert read_config(Config, ["--part.cell", "GRU"]).part.cell == "gru"
+    assert read_config(Config, ["--config", str(yaml)]).part.cell == "gru"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--part.sise", "3"], "unknown flag --part.sise; did you mean --part.size?"),
+        (["--size", "3"], "unknown flag --size; did you mean --part.size?"),
+        (["--init_form", "3"], "unknown flag --init_form; did you mean --init-from?"),
+        (["--zzz"], "unknown flag --zzz; --help lists all settings"),
+        (["--part.size", "three"], "--part.size three: expected a whole number"),
+        (["--top-p", "most"], "--top-p most: expected a number or null"),
+        (["--part.cell", "lstn"], "--part.cell lstn: expected one of lstm, gru; did you mean lstm?"),
+        (["--part.size"], "--part.size needs a value"),
+        (["--part.size", "--top-p", "1"], "--part.size needs a value"),
+        (["word"], "unexpected argument 'word'; --help shows what this command takes"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["thing", *words])
     with pytest.raises(SystemExit) as stop:
-        read_config(Config, words)
+        run_command(Config, lambda config: None, "thing")
     assert stop.value.code == 2
-    assert words[0].removeprefix("--") in capsys.readouterr().err
+    assert capsys.readouterr().err == f"thing: error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("part: [1\nb: 2\n", r"line 2: not valid YAML"),
+        ("part: {sise: 1}\n", r"unknown setting part.sise; did you mean part.size\?"),
+        ("part: {size: many}\n", r"part.size many: expected a whole number"),
+        ("- 1\n", r"holds list, but settings are a mapping"),
+        ("a: \x00\n", r"is not valid YAML"),
+    ],
+)
+def test_a_wrong_yaml_file_is_named(text: str, message: str, tmp_path: Path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=f"wrong.yaml.*{message}"):
+        read_config(Config, ["--config", str(path)])
+    with pytest.raises(UsageError, match="no such file"):
+        read_config(Config, ["--config", str(tmp_path / "missing.yaml")])
+
+
+def test_numbers_in_yaml_are_numbers(tmp_path: Path):
+    path = tmp_path / "space.yaml"
+    path.write_text("space: {optim.lr: {loguniform: [1e-4, 1e-2]}}\n")
+    assert read_config(Config, ["--config", str(path)]).space == {"optim.lr": {"loguniform": [1e-4, 1e-2]}}
 
 
 def test_help_comes_from_the_docstring(capsys: pytest.CaptureFixture[str]):
@@ -87,18 +181,24 @@ def test_help_comes_from_the_docstring(capsys: pytest.CaptureFixture[str]):
     shown = capsys.readouterr().out
     assert stop.value.code == 0
     assert "Do a thing." in shown
-    assert "how large, in frames." in shown
+    assert "length in frames." in shown
+    assert "{lstm,gru}" in shown
+    assert "--init-from" in shown
+    assert "_" not in "".join(word for word in shown.split() if word.startswith("--"))
 
 
 def test_a_config_becomes_plain_values_by_the_keys_that_one_types():
     config = Config(run=Path("r"), sources=(Path("a"),), part=Part(9))
-    assert flatten(config_to_dict(config)) == {
-        "run": "r",
-        "sources": ["a"],
-        "part.size": 9,
-        "init_from": None,
-        "recipe": "none",
-    }
+    flat = flatten(config_to_dict(config))
+    assert (flat["run"], flat["sources"], flat["part.size"], flat["init_from"]) == ("r", ["a"], 9, None)
+
+
+def test_changes_name_the_key_and_both_values():
+    before = {"model": {"units": 40, "cell": "lstm"}, "seed": 0}
+    assert describe_changes(before, {"model": {"units": 160, "cell": "lstm"}}) == [
+        "model.units: was 40, now 160",
+        "seed: was 0, now None",
+    ]
 
 
 def test_plain_values_become_a_config_again():
@@ -109,7 +209,7 @@ def test_plain_values_become_a_config_again():
     for wrong, message in (
         ({"part": {"size": "large"}}, "part.size"),
         ({"part": {"sizes": 1}}, "sizes"),
-        ({"part": {"size": 0}}, r"part.size=0: at least 1 is needed"),
+        ({"part": {"size": 0}}, r"part.size=0: must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             build_config(Config, wrong)
@@ -143,12 +243,12 @@ def test_keys_of_inlined_parts_stand_at_the_top_level(tmp_path: Path, capsys: py
     values = config_to_dict(config)
     assert values == config_to_dict(config.extra) | config_to_dict(config.main)
     assert build_config(Both, values) == config
-    with pytest.raises(ValueError, match=r"part.size=0: at least 1 is needed"):
+    with pytest.raises(ValueError, match=r"part.size=0: must be at least 1"):
         build_config(Both, {"part": {"size": 0}})
     with pytest.raises(SystemExit):
         read_config(Both, ["--help"])
     shown = capsys.readouterr().out
-    assert all(words in shown for words in ("Do both things.", "where to look.", "how large, in frames."))
+    assert all(words in shown for words in ("Do both things.", "where to look.", "length in frames."))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +260,7 @@ def test_keys_of_inlined_parts_stand_at_the_top_level(tmp_path: Path, capsys: py
         (Interrupted("stopped at step 3"), 130),
         (Interrupted("stopped at step 3", signal.SIGUSR1), 138),
         (KeyboardInterrupt(), 130),
+        (UsageError("no flag"), 2),
     ],
 )
 def test_a_command_ends_with_a_message_and_its_code(
@@ -174,14 +275,16 @@ def test_a_command_ends_with_a_message_and_its_code(
     said = capsys.readouterr().err
     assert stop.value.code == code
     assert said.startswith("thing: ")
-    assert str(error) in said
+    assert (str(error) or "interrupted by Ctrl-C.") in said
+    # An exception without a text must not leave an empty message.
+    assert said.strip() != "thing:"
 
 
-def test_a_config_that_refuses_a_value_is_heard_without_a_traceback(
+def test_a_value_that_the_config_rejects_gets_a_message_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(sys, "argv", ["thing", "--part.size", "0"])
     with pytest.raises(SystemExit) as stop:
         run_command(Config, lambda config: None, "thing")
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "thing: part.size=0: at least 1 is needed.\n"
+    assert capsys.readouterr().err == "thing: part.size=0: must be at least 1.\n"
