@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from babble.cli import run_command
 from babble.codec.frames import Mode
-from babble.data.loaders import window_starts
+from babble.data.plans import window_starts
 from babble.data.shards import read_manifest, read_recordings
 from babble.evaluation.baselines import (
     BLOCK_SECONDS,

@@ -39,7 +39,8 @@ from babble.files import write_bytes
 from babble.run_folder import RunFolder
 from babble.sweeps.folder import SweepFolder, rank
 from preprocessing.audio import BadRecording, open_recording
-from preprocessing.sources import FRAME_SUFFIXES, Source, find_sources, open_source
+from preprocessing.kinds import FRAME_SUFFIXES
+from preprocessing.sources import Source, find_sources, open_source
 
 PAGE = Path(__file__).parent / "reporting" / "page"
 # More points than a curve has pixels are not seen.

@@ -39,7 +39,7 @@ from babble.cli import (
     to_yaml,
     unflatten,
 )
-from babble.data.datamodule import map_split, open_shards
+from babble.data.shards import map_split, open_shards
 from babble.files import write_bytes
 from babble.model.heads import HEADS
 from babble.run_folder import RunFolder

@@ -35,15 +35,16 @@ import numpy as np
 from babble.cli import CommandError, Interrupted, config_to_dict, run_command
 from babble.codec.codec2 import parse_c2, parse_c2cb
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, get_mode, pack_packets, unpack_packets
-from babble.data.shards import MANIFEST, SPLITS, Manifest, Segment, read_manifest, write_manifest, write_shards
+from babble.data.shards import MANIFEST, SPLITS, STAGING, Manifest, Segment, read_manifest, write_manifest, write_shards
 from babble.files import write_bytes
 from babble.training.wandb_run import WandbConfig, open_wandb
 from jobs.progress import Progress
-from jobs.staging import STAGING, FolderInUse, Staging, refuse_other_settings
+from jobs.staging import FolderInUse, Staging, refuse_other_settings
 from preprocessing.audio import MIN_SECONDS, BadRecording, open_recording
 from preprocessing.encode import cut_chunks, encode_chunk
 from preprocessing.inspect import frame_facts
-from preprocessing.sources import FRAME_SUFFIXES, Found, Source, find_sources, open_source
+from preprocessing.kinds import FRAME_SUFFIXES
+from preprocessing.sources import Found, Source, find_sources, open_source
 from preprocessing.split import Part, SplitConfig, match_names, split_recordings
 
 COMMAND = "python -m jobs.preprocess"

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from babble.cli import CommandError
 from jobs.measuring import (
@@ -308,7 +309,7 @@ def _memory_mb() -> float:
     return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
 
 
-def _measure_reading(reading: str, corpus: Path, hours: float) -> list[Figure]:
+def _measure_reading(reading: Literal["windows", "streams"], corpus: Path, hours: float) -> list[Figure]:
     stay_on_one_core()
     from babble.data.datamodule import SpeechData
     from babble.data.loaders import DataConfig

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from babble.cli import CommandError, flatten
+from babble.data.shards import STAGING
 from babble.files import write_bytes, write_json
-
-STAGING = ".partial"
 
 
 class FolderInUse(CommandError):

@@ -27,6 +27,7 @@ import soxr
 
 from babble.codec.frames import SAMPLE_RATE_HZ
 from preprocessing.inspect import PcmFacts, PcmMeter
+from preprocessing.kinds import KINDS, read_head, sniff, tag_size
 
 # MP3 decodes to the same values only in blocks of one size: never a setting.
 BLOCK_VALUES = 1 << 16
@@ -36,66 +37,9 @@ SILENT_PEAK_DBFS = -60.0
 # How much less than promised counts as truncated: encoders pad by a few thousand values and decoders trim them.
 TRUNCATED_SECONDS = 0.5
 
-# What is inside, by what it may be called.
-KINDS = {
-    ".mp3": "MP3",
-    ".flac": "FLAC",
-    ".wav": "WAV",
-    ".ogg": "OGG",
-    ".oga": "OGG",
-    ".opus": "OGG",
-    ".m4b": "MP4",
-    ".m4a": "MP4",
-    ".mp4": "MP4",
-    ".aac": "AAC",
-}
-
 
 class BadRecording(ValueError):
     """A recording that can't be used; the message is the cause, without the recording's name."""
-
-
-def sniff(head: bytes) -> str | None:
-    """Return what kind of audio a file is by its first bytes (at least 12 of them), None if no kind is known."""
-    if head.startswith(b"fLaC"):
-        return "FLAC"
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return "WAV"
-    if head.startswith(b"OggS"):
-        return "OGG"
-    if head[4:8] == b"ftyp":
-        return "MP4"
-    if head.startswith(b"\xc0\xde\xc2"):
-        return "Codec 2"
-    if head.startswith(b"ID3"):
-        # FLAC and AAC may carry an ID3 tag too; which one it is stands behind the tag.
-        return "ID3"
-    if len(head) >= 2 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        layer = head[1] >> 1 & 3
-        if layer == 0 and head[1] & 0xF0 == 0xF0:
-            return "AAC"
-        if layer:
-            return "MP3"
-    return None
-
-
-def read_head(file: IO[bytes]) -> bytes:
-    """Return the first bytes of what a file holds, an ID3 tag at its front left out.
-
-    The file is at its beginning again afterwards.
-    """
-    head = file.read(16)
-    if head.startswith(b"ID3") and len(head) >= 10:
-        file.seek(10 + _tag_size(head))
-        behind = file.read(16)
-        # Some writers pad behind the tag; then the tag is all that is known, and it is MP3's own.
-        head = behind if sniff(behind) else head
-    file.seek(0)
-    return head
-
-
-def _tag_size(head: bytes) -> int:
-    return head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
 
 
 def _check_kind(path: Path, file: IO[bytes]) -> str:
@@ -140,7 +84,7 @@ def _check_xing(file: IO[bytes]) -> bool:
     head = file.read(10)
     start = 0
     if head.startswith(b"ID3") and len(head) == 10:
-        start = 10 + _tag_size(head)
+        start = 10 + tag_size(head)
     file.seek(start)
     first = file.read(4096)
     at = max(first.find(b"Xing"), first.find(b"Info"))

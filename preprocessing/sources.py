@@ -15,12 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from preprocessing.audio import KINDS, BadRecording, read_head, sniff
+from preprocessing.audio import BadRecording
+from preprocessing.kinds import SUFFIXES, UNSUPPORTED_SUFFIXES, read_head, sniff
 
-FRAME_SUFFIXES = (".c2", ".c2cb")
-SUFFIXES = (*KINDS, *FRAME_SUFFIXES)
-# Sound that is not read here: to pass over it without a word would lose it.
-FOREIGN_SUFFIXES = {".aif", ".aiff", ".amr", ".ape", ".au", ".caf", ".mka", ".ra", ".spx", ".wma", ".webm", ".wv"}
 COPY_BYTES = 1 << 20
 
 
@@ -136,7 +133,7 @@ def _take_file(path: Path, name: str, found: Found, *, is_named: bool) -> None:
 
 
 def _refuse_suffix(suffix: str, inside: str | None) -> str | None:
-    if suffix in FOREIGN_SUFFIXES:
+    if suffix in UNSUPPORTED_SUFFIXES:
         return f"{suffix} is not read here; convert it, for instance with ffmpeg to .flac"
     if inside:
         kind = "MP3" if inside == "ID3" else inside
@@ -162,7 +159,7 @@ def _search_zip(path: Path, name: str, found: Found) -> None:
                 found.ignored.append(f"{path}:{info.filename}")
             elif suffix in SUFFIXES:
                 found.sources.append(Source(member_name, path, info.filename, info.file_size))
-            elif suffix in FOREIGN_SUFFIXES or suffix == ".zip":
+            elif suffix in UNSUPPORTED_SUFFIXES or suffix == ".zip":
                 cause = "zip inside a zip; unpack it first" if suffix == ".zip" else _refuse_suffix(suffix, None)
                 found.failures.append((member_name, str(cause)))
             else:

@@ -1,48 +1,58 @@
-"""The shard format both ways, in one file: WebDataset tars of segments, and the manifest beside them.
+"""The shard format, both ways: WebDataset tars of segments, and their manifest.
 
 A folder of shards holds
 
-    manifest.json        what is in it, from which recordings, made with which settings; written last
-    train-000000.tar     entries KEY.c2 (header and packets: untar it and c2dec plays it) and KEY.json
+    manifest.json        what the folder contains, from which recordings and settings; written last
+    train-000000.tar     entries KEY.c2 (header and packets: unpack it and c2dec plays it) and KEY.json
     validation-000000.tar ...
 
 An entry is a segment: at most `SEGMENT_FRAMES` consecutive frames of one recording, a recording's entries in order.
 
 1. `write_shards` packs recordings into tars, the same bytes for the same recordings, and returns their facts.
-2. `read_manifest` reads what a folder claims and refuses what is no folder of shards.
+2. `read_manifest` reads the manifest; if a folder has none, the error says what the folder is instead.
 3. `read_segments` streams entries through WebDataset; `read_recordings` joins them to whole recordings.
+4. `read_split` returns a split as one array, `map_split` as one memory-mapped file.
+
+    folder, manifest = open_shards(Path("shards/tale"))
+    recordings = read_recordings(folder, manifest, "test")
 """
 
 import hashlib
 import io
 import json
+import shlex
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from babble.codec.codec2 import c2_header, parse_c2
 from babble.codec.frames import Mode, check_levels, get_mode, pack_packets, unpack_packets
-from babble.files import write_bytes, write_json
+from babble.files import replacing, write_bytes, write_json
+from preprocessing.kinds import SUFFIXES
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SPLITS = ("train", "validation", "test")
-# WebDataset reads 7.4 million frames a second in entries of 1,500 frames and 1.1 million in entries of 200.
+# Folder inside the shards, for the work in progress of preprocessing.
+STAGING = ".partial"
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+# WebDataset reads 7.4 million frames per second in entries of 1,500 frames, and 1.1 million in entries of 200.
 SEGMENT_FRAMES = 1500
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of consecutive frames of one recording: one entry of a shard.
+    """Consecutive frames of one recording.
 
     Attributes:
-        recording: the recording's name, unique in a folder of shards.
-        first_frame: where in the recording it starts.
-        frames: (T, F) levels.
+        recording: name of the recording, unique in a folder of shards.
+        first_frame: index of the first frame in the recording.
+        frames: levels (T, F).
     """
 
     recording: str
@@ -52,7 +62,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What the manifest says of one tar: name, split, sha256 of its bytes, entries and frames in it."""
+    """What the manifest says about one tar: name, split, sha256 of its bytes, number of entries and frames."""
 
     name: str
     split: str
@@ -63,11 +73,11 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards claims to hold.
+    """The contents of a folder of shards.
 
     Attributes:
-        mode: the Codec 2 mode of every frame.
-        settings: the preprocessing settings that shape the bytes.
+        mode: Codec 2 mode of every frame.
+        settings: preprocessing settings that determine the bytes.
         recordings: facts of each recording in order: at least name, split, first_frame and frames.
         shards: facts of each tar in reading order.
         failures: sources that could not be read: name and cause.
@@ -79,70 +89,72 @@ class Manifest:
     shards: list[ShardFacts]
     failures: list[dict[str, str]]
 
+    def split_lengths(self, split: str) -> list[int]:
+        """Return the number of frames of each recording in a split."""
+        return [recording["frames"] for recording in self.recordings if recording["split"] == split]
+
     def split_frames(self, split: str) -> int:
-        """Return how many frames a split has."""
+        """Return the number of frames in a split."""
         return sum(shard.frames for shard in self.shards if shard.split == split)
 
     def split_hours(self, split: str) -> float:
-        """Return how many hours of speech a split has."""
+        """Return the hours of speech in a split."""
         return self.split_frames(split) / self.mode.frames_per_second / 3600
 
 
-def _cut(segment: Segment) -> Iterator[Segment]:
-    for start in range(0, len(segment.frames), SEGMENT_FRAMES):
-        frames = segment.frames[start : start + SEGMENT_FRAMES]
-        yield Segment(segment.recording, segment.first_frame + start, frames)
+def _cut(recording: Segment) -> Iterator[Segment]:
+    for start in range(0, len(recording.frames), SEGMENT_FRAMES):
+        frames = recording.frames[start : start + SEGMENT_FRAMES]
+        yield Segment(recording.recording, recording.first_frame + start, frames)
 
 
 def write_shards(
     folder: Path, split: str, recordings: Iterable[Segment], mode: Mode, entries_per_shard: int
 ) -> list[ShardFacts]:
-    """Write one split's recordings as tars and return their facts.
+    """Write the recordings of one split as tars and return their facts.
+
+    The bytes depend on nothing but the arguments. A tar is written to a temporary name and renamed when whole.
 
     Args:
         folder: an existing folder.
         split: one of `SPLITS`.
-        recordings: whole recordings, or the parts of them that belong to this split, in manifest order.
+        recordings: whole recordings, or the segments of them that belong to this split, in manifest order.
         mode: the mode of every frame.
-        entries_per_shard: how many segments a tar holds; the last holds what is left.
-
-    The bytes depend on nothing but the arguments. A tar is written whole and then renamed.
+        entries_per_shard: entries per tar; the last tar holds the rest.
     """
-    # Imported here: webdataset pulls torch in where it is installed, and only the writer needs it.
-    import webdataset
-
     facts: list[ShardFacts] = []
-    # Numbered through the split: WebDataset takes a key up to its first dot, so the recording's name stays in the JSON.
-    entries = ((f"{split}-{number:08d}", piece) for number, piece in enumerate(p for r in recordings for p in _cut(r)))
-    batch = _take(entries, entries_per_shard)
-    while batch:
-        buffer = io.BytesIO()
-        # A fixed time, user and group, or the same frames would not be the same bytes.
-        with webdataset.TarWriter(buffer, mtime=0, user="babble", group="babble") as writer:
-            for key, piece in batch:
-                about = {
-                    "recording": piece.recording,
-                    "first_frame": piece.first_frame,
-                    "frames": len(piece.frames),
-                    "mode": mode.name,
-                }
-                packets = pack_packets(piece.frames, mode)
-                writer.write({"__key__": key, "c2": c2_header(mode) + packets, "json": json.dumps(about).encode()})
+    # Numbered through the split: WebDataset cuts a key at its first dot, so the recording's name is in the JSON only.
+    entries = ((f"{split}-{n:08d}", cut) for n, cut in enumerate(cut for r in recordings for cut in _cut(r)))
+    while batch := list(islice(entries, entries_per_shard)):
+        data = _pack_tar(batch, mode)
         name = f"{split}-{len(facts):06d}.tar"
-        data = buffer.getvalue()
         write_bytes(folder / name, data)
-        num_frames = sum(len(piece.frames) for _, piece in batch)
+        num_frames = sum(len(segment.frames) for _, segment in batch)
         facts.append(ShardFacts(name, split, hashlib.sha256(data).hexdigest(), len(batch), num_frames))
-        batch = _take(entries, entries_per_shard)
     return facts
 
 
-def _take(entries: Iterator[tuple[str, Segment]], count: int) -> list[tuple[str, Segment]]:
-    return [entry for _, entry in zip(range(count), entries, strict=False)]
+def _pack_tar(entries: list[tuple[str, Segment]], mode: Mode) -> bytes:
+    # Imported here: webdataset imports torch where it is installed, and only the writer needs it.
+    import webdataset
+
+    buffer = io.BytesIO()
+    # Time, user and group are fixed; otherwise the same frames would not give the same bytes.
+    with webdataset.TarWriter(buffer, mtime=0, user="babble", group="babble") as writer:
+        for key, segment in entries:
+            about = {
+                "recording": segment.recording,
+                "first_frame": segment.first_frame,
+                "frames": len(segment.frames),
+                "mode": mode.name,
+            }
+            packets = pack_packets(segment.frames, mode)
+            writer.write({"__key__": key, "c2": c2_header(mode) + packets, "json": json.dumps(about).encode()})
+    return buffer.getvalue()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest: last of all, as a folder with one is a finished folder."""
+    """Write the manifest. Call it last: a folder with a manifest is complete."""
     write_json(
         folder / MANIFEST,
         {
@@ -157,62 +169,88 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     )
 
 
+def open_shards(folder: Path | None) -> tuple[Path, Manifest]:
+    """Return the folder that data.shards names, and its manifest; raises as `read_manifest`, or if it names none."""
+    if folder is None:
+        raise ValueError("data.shards is not set: give --data.shards, the folder written by python -m jobs.preprocess.")
+    return folder, read_manifest(folder)
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Return what a folder of shards claims to hold.
+    """Return the manifest of a folder of shards.
 
     Raises:
         FileNotFoundError: no such folder, no manifest, or a tar that the manifest names is missing.
-        ValueError: a manifest that is not babble's or of another format.
+        ValueError: a manifest that babble did not write, or of another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        what = "has no manifest.json, so it is no finished folder of shards" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"{folder} {what}. Make it with: python -m jobs.preprocess --sources ... --out {folder}"
-        )
+        raise FileNotFoundError(_explain_missing_manifest(folder))
     try:
         value = json.loads(path.read_text())
         found = value["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise ValueError(f"{path} is not a manifest of babble. Was the folder made by something else?") from None
+        raise ValueError(f"{path} is not a manifest of babble. Was the folder made by another program?") from None
     if found != FORMAT:
-        raise ValueError(f"{path} is of format {found}, this babble reads format {FORMAT}: preprocess again.")
+        raise ValueError(f"{path} has format {found}, this version of babble reads format {FORMAT}: preprocess again.")
     shards = [ShardFacts(**shard) for shard in value["shards"]]
     missing = [shard.name for shard in shards if not (folder / shard.name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder}: {len(missing)} of {len(shards)} shards that its manifest names are missing, the first is "
-            f"{missing[0]}. Copy it again or preprocess again."
+            f"{folder}: {len(missing)} of {len(shards)} shards in its manifest are missing, the first is {missing[0]}. "
+            "Copy it again or preprocess again."
         )
     return Manifest(get_mode(value["mode"]), value["settings"], value["recordings"], shards, value["failures"])
+
+
+def _explain_missing_manifest(path: Path) -> str:
+    """Return the error for a path that is not a folder of shards. Its advice never writes into the path itself."""
+
+    def is_recording(path: Path) -> bool:
+        return path.suffix.lower() in (*SUFFIXES, ".zip")
+
+    advice = "Make shards with: python -m jobs.preprocess --sources {} --out shards/NAME"
+    named = advice.format(shlex.quote(str(path)))
+    if path.is_file():
+        if is_recording(path):
+            return f"{path} is a recording, not a folder of shards. {named}"
+        return f"{path} is a file, not a folder of shards. Give the folder that contains {MANIFEST}."
+    if not path.is_dir():
+        return f"{path} does not exist. {advice.format('RECORDINGS')}"
+    if (path / STAGING).is_dir():
+        return f"{path} is incomplete: its preprocessing did not finish. Run the same jobs.preprocess command again."
+    if (path / "config.yaml").is_file():
+        return f"{path} is a run folder, not a folder of shards; data.shards in its config.yaml names them."
+    if any(is_recording(file) for file in (*path.glob("*"), *path.glob("*/*"))):
+        return f"{path} contains recordings, not shards. {named}"
+    return f"{path} is not a folder of shards: it has no {MANIFEST}. {advice.format('RECORDINGS')}"
 
 
 def read_segments(paths: list[Path], mode: Mode) -> Iterator[Segment]:
     """Yield the segments of tars in their order.
 
     Raises:
-        ValueError: an entry of another mode, damaged, or whose frames are not those its JSON tells of.
+        ValueError: an entry of another mode, damaged, or with another number of frames than its JSON says.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    # WebDataset's own way from path to tar never closes a file. Which rank and worker reads which shard is the
-    # caller's matter.
+    # WebDataset's own way from a path to a tar never closes the file.
     for path in paths:
         with path.open("rb") as file:
             try:
                 for entry in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
-                    yield _read_entry(entry, mode, f"{path}: {entry['__key__']}")
+                    yield _parse_entry(entry, mode, f"{path}: {entry['__key__']}")
             except tarfile.TarError as error:
                 raise _damaged(path, error) from None
 
 
 def index_entries(path: Path) -> np.ndarray:
-    """Return where a tar's entries lie, int64 (entries, 4): first byte and length of the .c2, then of the .json.
+    """Return where the entries of a tar lie, int64 (entries, 4): offset and length of the .c2, then of the .json.
 
-    With it `read_entries` begins anywhere; WebDataset reads a tar from its first byte on.
+    With it `read_entry` reads any entry; WebDataset reads a tar from its first byte on.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the tar is damaged.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -227,57 +265,94 @@ def index_entries(path: Path) -> np.ndarray:
     return np.array(places, np.int64).reshape(-1, 4)
 
 
-def read_entries(path: Path, places: np.ndarray, mode: Mode) -> Iterator[Segment]:
-    """Yield a tar's entries that lie at these places, a part of what `index_entries` returned; raises as it."""
+def read_entry(path: Path, place: np.ndarray, mode: Mode) -> Segment:
+    """Return the entry of a tar at one row of `index_entries`; raises as `read_segments`."""
+    offset, length, json_offset, json_length = place.tolist()
     with path.open("rb") as file:
-        for first, length, json_first, json_length in places.tolist():
-            file.seek(first)
-            entry = {"c2": file.read(length)}
-            file.seek(json_first)
-            yield _read_entry({**entry, "json": file.read(json_length)}, mode, f"{path}, byte {first}")
+        file.seek(offset)
+        packets = file.read(length)
+        file.seek(json_offset)
+        return _parse_entry({"c2": packets, "json": file.read(json_length)}, mode, f"{path}, byte {offset}")
 
 
 def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
     return ValueError(f"{path} is damaged: {error.args[0]}. Copy it again or preprocess again.")
 
 
-def _read_entry(entry: dict[str, Any], mode: Mode, where: str) -> Segment:
+def _parse_entry(entry: dict[str, Any], mode: Mode, where: str) -> Segment:
     if not {"c2", "json"} <= entry.keys():
         raise ValueError(f"{where} lacks its .c2 or its .json: the shard is damaged.")
     packets, found = parse_c2(entry["c2"], where)
     if found != mode:
-        raise ValueError(f"{where} is of mode {found.name}, the manifest says {mode.name}: preprocess again.")
+        raise ValueError(f"{where} has mode {found.name}, but the manifest says {mode.name}: preprocess again.")
     about = json.loads(entry["json"])
     frames = unpack_packets(packets, mode)
     if len(frames) != about["frames"]:
-        raise ValueError(f"{where} has {len(frames)} frames, its JSON says {about['frames']}: it is damaged.")
+        raise ValueError(f"{where} has {len(frames)} frames, but its JSON says {about['frames']}: it is damaged.")
     check_levels(frames, mode, where)
     return Segment(about["recording"], about["first_frame"], frames)
 
 
 def read_recordings(folder: Path, manifest: Manifest, split: str) -> list[Segment]:
-    """Return the recordings of a split, or the parts of them that are in it, whole and in manifest order.
+    """Return the recordings of a split, or the segments of them that are in it, whole and in manifest order.
 
     Raises:
-        ValueError: as `read_segments`, a split that is none of `SPLITS`, or frames missing between two segments.
+        ValueError: as `read_segments`, an unknown split, or frames missing between two entries.
     """
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}.")
+        raise ValueError(f"split {split!r} must be one of {', '.join(SPLITS)}.")
     paths = [folder / shard.name for shard in manifest.shards if shard.split == split]
     joined: list[list[Segment]] = []
     for segment in read_segments(paths, manifest.mode) if paths else ():
         before = joined[-1][-1] if joined else None
         if before and before.recording == segment.recording:
-            if segment.first_frame != before.first_frame + len(before.frames):
+            expected = before.first_frame + len(before.frames)
+            if segment.first_frame != expected:
                 raise ValueError(
-                    f"{folder}: recording {segment.recording} goes from frame "
-                    f"{before.first_frame + len(before.frames)} to {segment.first_frame}: a shard is missing or out "
-                    "of order."
+                    f"{folder}: recording {segment.recording} jumps from frame {expected} to {segment.first_frame}: "
+                    "a shard is missing or out of order."
                 )
             joined[-1].append(segment)
         else:
             joined.append([segment])
-    return [
-        Segment(parts[0].recording, parts[0].first_frame, np.concatenate([part.frames for part in parts]))
-        for parts in joined
+    return [replace(parts[0], frames=np.concatenate([part.frames for part in parts])) for parts in joined]
+
+
+def read_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Segment]]:
+    """Return the levels of a split end to end, int16 (N, F), and its recordings as views of that array.
+
+    Raises:
+        ValueError: as `read_recordings`; the recordings are not those of the manifest.
+    """
+    recordings = read_recordings(folder, manifest, split)
+    if [len(recording.frames) for recording in recordings] != manifest.split_lengths(split):
+        raise ValueError(f"{folder}: the manifest's {split} recordings do not match its shards: preprocess again.")
+    no_frames = np.empty((0, manifest.mode.num_fields), np.int16)
+    levels = [no_frames, *(recording.frames for recording in recordings)]
+    return _view_recordings(np.concatenate(levels, dtype=np.int16, casting="unsafe"), manifest, split)
+
+
+def map_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Segment]]:
+    """Return the same as `read_split`, from a file next to the shards that all processes of a machine share.
+
+    The first process writes the file, two bytes per field. It belongs to this manifest and may be deleted at any time.
+
+    Raises:
+        ValueError: as `read_split`.
+        OSError: the file can't be written: no permission, or the disk is full.
+    """
+    version = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
+    path = folder / f".{split}-{version}.npy"
+    if not path.is_file():
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, read_split(folder, manifest, split)[0])
+    return _view_recordings(np.load(path, mmap_mode="r"), manifest, split)
+
+
+def _view_recordings(frames: np.ndarray, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Segment]]:
+    facts = [recording for recording in manifest.recordings if recording["split"] == split]
+    ends = np.cumsum(manifest.split_lengths(split))
+    return frames, [
+        Segment(fact["name"], fact["first_frame"], frames[end - fact["frames"] : end])
+        for fact, end in zip(facts, ends, strict=True)
     ]

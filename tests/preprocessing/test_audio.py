@@ -12,7 +12,8 @@ import soundfile
 import soxr
 from paths import MARGOT, SPEECH
 
-from preprocessing.audio import BLOCK_VALUES, BadRecording, Recording, open_recording, sniff
+from preprocessing.audio import BLOCK_VALUES, BadRecording, Recording, open_recording
+from preprocessing.kinds import sniff
 
 RECORDING = SPEECH / "allison-01.ogg"
 needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg")
