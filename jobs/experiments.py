@@ -24,7 +24,7 @@ from babble.files import read_json_lines
 from babble.run_folder import RunFolder
 
 COLUMNS = (
-    *("table", "name", "seed", "settings", "frames", "weights", "figure", "held_out", "error_levels"),
+    *("table", "name", "seed", "settings", "frames", "weights", "monitor", "held_out", "error_levels"),
     "frames_per_second",
 )
 
@@ -130,7 +130,7 @@ def _train(config: ExperimentsConfig, experiment: Experiment, seed: int) -> dict
         "settings": " ".join(f"{key}={_as_typed(value)}" for key, value in experiment.settings.items()),
         "frames": finished["frames"],
         "weights": finished["weights"],
-        "figure": finished["monitor"],
+        "monitor": finished["monitor"],
         "held_out": f"{finished['best']:.4f}",
         "error_levels": f"{errors[-1]:.4f}",
         "frames_per_second": round(speeds[len(speeds) // 2]) if speeds else "",
@@ -164,7 +164,7 @@ def run_experiments(config: ExperimentsConfig, say: Callable[[str], None] = prin
             return
         with lock:
             append_row(config.csv, row)
-            say(f"{row['table']}, {row['name']}, random seed {seed}: {row['held_out']} {row['figure']}")
+            say(f"{row['table']}, {row['name']}, random seed {seed}: {row['held_out']} {row['monitor']}")
 
     with ThreadPoolExecutor(config.at_once) as pool:
         for future in [pool.submit(work, *job) for job in wanted]:
