@@ -111,9 +111,9 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 
 
 def _match_choice(value: Any, setting: Setting | None) -> Any:
-    """Return a value as its closed set spells it, in whatever case it was typed."""
-    if setting and setting.choices and isinstance(value, str):
-        return next((choice for choice in setting.choices if str(choice).lower() == value.lower()), value)
+    """Return a value as its closed set spells it: typed in any case, or read as a number by YAML."""
+    if setting and setting.choices and isinstance(value, str | int):
+        return next((choice for choice in setting.choices if str(choice).lower() == str(value).lower()), value)
     return value
 
 

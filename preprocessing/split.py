@@ -71,9 +71,10 @@ class Part:
 def match_names(names: Sequence[str], config: SplitConfig) -> dict[str, str] | None:
     """Return the split of every recording by the config's patterns, None where it has none.
 
+    The patterns may match all recordings: a corpus for evaluation only.
+
     Raises:
-        ValueError: a pattern that no recording matches, a recording that both splits ask for, or nothing left to
-            train on.
+        ValueError: a pattern that no recording matches, or a recording that both splits ask for.
     """
     if not config.validation and not config.test:
         return None
@@ -87,8 +88,6 @@ def match_names(names: Sequence[str], config: SplitConfig) -> dict[str, str] | N
             for name in matching:
                 if splits.setdefault(name, split) != split:
                     raise ValueError(f"split.validation and split.test both ask for recording {name!r}.")
-    if len(splits) == len(names):
-        raise ValueError("split.validation and split.test take every recording: nothing is left to train on.")
     return {name: splits.get(name, "train") for name in names}
 
 

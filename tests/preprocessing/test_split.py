@@ -104,8 +104,10 @@ def test_patterns_that_can_not_be_meant_are_refused() -> None:
         match_names(listed, SplitConfig(test=("part-*",)))
     with pytest.raises(ValueError, match="both ask for recording 'book/chapter-03'"):
         match_names(listed, SplitConfig(validation=("*3",), test=("chapter-03",)))
-    with pytest.raises(ValueError, match="nothing is left to train on"):
-        match_names(listed, SplitConfig(test=("*",)))
+
+
+def test_all_recordings_can_be_for_evaluation() -> None:
+    assert match_names(["a", "b"], SplitConfig(test=("*",))) == {"a": "test", "b": "test"}
 
 
 def test_a_recording_that_turned_out_bad_does_not_change_where_the_others_go() -> None:

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar where a person looks on, plain lines in a log."""
+"""Progress of a preprocessing: a bar on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ BAR_SECONDS = 0.2
 
 
 class Progress:
-    """Hours done, times real time and time left: a bar where a person looks on, lines every half minute in a log."""
+    """Shows hours done, speed and time left: a bar on a terminal, a line every 30 seconds in a log."""
 
     def __init__(self, sources: list[Source]) -> None:
         self._bytes = {source.name: source.num_bytes for source in sources}
@@ -27,23 +27,23 @@ class Progress:
                 bar_format="{percentage:3.0f}%|{bar}| {n:.2f} of about {total:.2f} h{postfix}",
             )
 
-    def learn(self, name: str, seconds: float) -> None:
-        """Note how long a recording is."""
+    def set_length(self, name: str, seconds: float) -> None:
+        """Note the length of a recording, once it is known."""
         self._known[name] = seconds
 
     def add(self, seconds: float, *, is_staged: bool = False) -> None:
-        """Note speech that is done: encoded now, or staged by an earlier run."""
+        """Count speech as done: encoded now, or staged by an earlier run."""
         self._done += seconds
         self._encoded += 0.0 if is_staged else seconds
 
     def total_seconds(self) -> float:
-        """Return how long all recordings are, those that were not opened yet guessed by their size."""
+        """Return the length of all recordings; unopened ones are estimated from their size in bytes."""
         known_bytes = sum(self._bytes[name] for name in self._known)
         rate = sum(self._known.values()) / known_bytes if known_bytes else 0.0
         return sum(self._known.values()) + rate * (sum(self._bytes.values()) - known_bytes)
 
     def show(self) -> None:
-        """Show how far it is, if it is time to."""
+        """Update the bar, or print a line if the last one is 30 seconds old."""
         now = time.monotonic()
         if now - self._last < (LOG_SECONDS if self._bar is None else BAR_SECONDS):
             return
@@ -51,23 +51,21 @@ class Progress:
         total = max(self._done, self.total_seconds())
         speed = self._encoded / (now - self._start)
         left = _clock((total - self._done) / speed) if speed else "?"
-        if self._bar is not None:
+        state = f"{speed:.0f} x real time, {left} left"
+        if self._bar is None:
+            print(f"{self._done / 3600:.2f} of about {total / 3600:.2f} h, {state}", flush=True)
+        else:
             self._bar.total = total / 3600
             self._bar.n = self._done / 3600
-            self._bar.set_postfix_str(f"{speed:.0f} x real time, {left} left")
-        else:
-            print(
-                f"{self._done / 3600:.2f} of about {total / 3600:.2f} h, {speed:.0f} x real time, {left} left",
-                flush=True,
-            )
+            self._bar.set_postfix_str(state)
 
-    def say(self, line: str) -> None:
-        """Print a line without tearing the bar apart."""
+    def print(self, line: str) -> None:
+        """Print a line above the bar."""
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Leave the screen as it is."""
+        """End the bar, so that the next line starts below it."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,0 +1,8 @@
+"""Run `python -m jobs.preprocess`."""
+
+from babble.cli import run_command
+from jobs.preprocess.config import COMMAND, PreprocessConfig
+from jobs.preprocess.job import preprocess
+
+if __name__ == "__main__":
+    run_command(PreprocessConfig, preprocess, COMMAND)

@@ -1,0 +1,177 @@
+"""Recordings -> shards, in parallel with Ray.
+
+    python -m jobs.preprocess --sources PATH... --out shards/tale [--mode 1300] [--config configs/preprocess.yaml]
+
+In: files, folders and zips of MP3, FLAC, WAV, OGG, M4B, AAC, .c2 or .c2cb. Steps, and the module of each:
+
+1. `preprocess` lists the recordings and validates settings, sources and the output folder (config.py, output.py).
+2. `driver.Driver` runs one Ray task per recording and one per chunk, whose code is in worker.py. It writes each chunk
+   to OUT/.partial as soon as it is encoded (staging.py) and shows how far it is (progress.py).
+3. `output.write_folder` splits the staged recordings into train, validation and test, and writes the shards and, last,
+   the manifest. report.py describes them on the console, in report.txt and optionally in W&B.
+
+Out: a folder of shards with manifest.json and report.txt. After a kill at any moment, the same command continues from
+the staged chunks.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from babble.cli import CommandError, Interrupted
+from babble.codec.frames import get_mode
+from babble.files import FileInUse
+from babble.ray_cluster import count_cores, start_ray
+from jobs.preprocess.config import PreprocessConfig
+from jobs.preprocess.output import check_out, collect_facts, is_finished, write_folder
+from jobs.preprocess.progress import Progress
+from jobs.preprocess.report import REPORT, describe, describe_failures, describe_next, show_in_wandb, write_report
+from jobs.preprocess.staging import Encoded, Staging, disk_full_message, open_staging
+from jobs.preprocess.worker import DISK_FULL
+from preprocessing.kinds import FRAME_SUFFIXES
+from preprocessing.sources import Found, Source, find_sources
+from preprocessing.split import match_names, split_recordings
+
+
+def preprocess(config: PreprocessConfig) -> None:
+    """Encode recordings and write them as shards, or continue where an earlier run stopped.
+
+        preprocess(PreprocessConfig(sources=(Path("book.zip"),), out=Path("shards/book")))
+
+    Raises:
+        ValueError, FileNotFoundError: settings or sources that can't work; nothing has been written.
+        CommandError: more failures than accepted, a full disk, another process at work in `out`, no Ray.
+        Interrupted: Ctrl-C.
+    """
+    assert config.out is not None
+    found = find_sources(list(config.sources))
+    if not found.sources and not found.failures:
+        raise ValueError(f"no recordings found in {', '.join(map(str, config.sources))}.")
+    if config.gain_db and all(source.suffix in FRAME_SUFFIXES for source in found.sources):
+        raise ValueError("--gain-db has no effect: all recordings are Codec 2 already.")
+    matched = match_names([source.name for source in found.sources], config.split) if found.sources else None
+    check_out(config.out, config.sources)
+    if is_finished(config.out, config.output_settings, found):
+        return
+    share = config.parse_share()
+    try:
+        if share is None:
+            _encode_and_write(config, found, matched)
+        elif _encode_share(config, found.sources, share):
+            with contextlib.suppress(FileInUse):  # By a share that ended at the same time, and writes the shards.
+                _encode_and_write(config, found, matched)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped. Finished chunks are kept; the same command continues from there.") from None
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise CommandError(disk_full_message(f"{error.strerror}: {error.filename or config.out}")) from None
+        raise
+
+
+def _encode_and_write(config: PreprocessConfig, found: Found, matched: dict[str, str] | None) -> None:
+    assert config.out is not None
+    with open_staging(config.out, config.output_settings) as staging:
+        if (share := config.parse_share()) and staging.missing_shares(share[1]):
+            # Since this share ended, another one has written the shards and removed the staging.
+            shutil.rmtree(staging.folder)
+            return
+        encoded = _encode(config, found.sources, staging)
+        try:
+            _write(config, found, matched, encoded, staging)
+        except CommandError:
+            staging.reset_shares()
+            raise
+
+
+def _encode_share(config: PreprocessConfig, sources: list[Source], share: tuple[int, int]) -> bool:
+    """Stage one share of the recordings; return whether all shares are finished."""
+    assert config.out is not None
+    index, shares = share
+    with open_staging(config.out, config.output_settings, share) as staging:
+        _encode(config, sources[index::shares], staging)
+        staging.mark_share(index, shares)
+        missing = staging.missing_shares(shares)
+    state = f"waiting for shares {', '.join(map(str, missing))}" if missing else "all shares are finished"
+    print(f"share {index} of {shares} is finished; {state}", flush=True)
+    return not missing
+
+
+@contextlib.contextmanager
+def _running_ray(config: PreprocessConfig) -> Iterator[int]:
+    """Give the number of cores to use of Ray, which is started and stopped here unless the caller has started it."""
+    # Imported here, as Ray takes seconds to import and a finished folder does not need it.
+    import ray
+
+    from jobs.preprocess.driver import object_store_bytes
+
+    if is_ours := not ray.is_initialized():
+        cores = config.workers or len(os.sched_getaffinity(0))
+        store = object_store_bytes(cores, config.chunk_seconds)
+        start_ray(config.address, cores=config.workers, object_store_bytes=store, nodes=config.nodes)
+        # Ray's handler would wait for a Ray that Slurm, which signals all processes at once, has ended already. What
+        # is staged is complete at any moment, so SIGTERM may simply end this process.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield min(config.workers or count_cores(), count_cores())
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _encode(config: PreprocessConfig, sources: list[Source], staging: Staging) -> Encoded:
+    """Stage what is not staged yet."""
+    mode = get_mode(config.mode)
+    start = time.monotonic()
+    with _running_ray(config) as cores:
+        from jobs.preprocess.driver import Driver
+
+        ready = time.monotonic()
+        progress = Progress(sources)
+        try:
+            chunk_frames = config.chunk_seconds * mode.frames_per_second
+            encoded = Driver(sources, staging, mode, config.gain_db, chunk_frames, cores, progress).run()
+        finally:
+            progress.close()
+        end = time.monotonic()
+    encoded.ray_start_seconds, encoded.ray_stop_seconds = ready - start, time.monotonic() - end
+    return encoded
+
+
+def _write(
+    config: PreprocessConfig, found: Found, matched: dict[str, str] | None, encoded: Encoded, staging: Staging
+) -> None:
+    """Write shards, manifest and report from the staging, and remove it.
+
+    Raises:
+        CommandError: more recordings failed than accepted, or all of them; the staging is kept.
+    """
+    out = config.out
+    assert out is not None
+    facts, failures = collect_facts(found, encoded, staging)
+    lines: list[str] = []
+    manifest = None
+    if facts:
+        parts = split_recordings({name: about["frames"] for name, about in facts.items()}, config.split, matched)
+        mode = get_mode(config.mode)
+        manifest = write_folder(out, mode, config.output_settings, parts, facts, failures, staging)
+        lines = describe(out, manifest, encoded)
+        if config.wandb.mode != "off":
+            show_in_wandb(config, manifest, encoded, staging)
+    lines += describe_failures(found, failures)
+    write_report(out, lines, found)
+    print("\n".join(lines), flush=True)
+    if manifest is None:
+        raise CommandError(f"all {len(failures)} recordings failed, no shards were written; see {out / REPORT}.")
+    if len(failures) > config.max_failures:
+        raise CommandError(
+            f"{len(failures)} recordings failed, at most {config.max_failures} are accepted. The shards hold the "
+            "others. Fix or remove the failed ones and run the same command again, or accept them with "
+            f"--max-failures {len(failures)}."
+        )
+    shutil.rmtree(staging.folder)
+    print(describe_next(out, manifest))

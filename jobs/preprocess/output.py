@@ -1,0 +1,131 @@
+"""The folder of shards: whether it may be written, whether it is finished already, and writing it from the staging."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from babble.codec.frames import Mode, unpack_packets
+from babble.data.shards import MANIFEST, SPLITS, STAGING, Manifest, Segment, read_manifest, write_manifest, write_shards
+from babble.run_folder import RunFolder
+from jobs.preprocess.report import REPORT
+from jobs.preprocess.staging import Encoded, Staging, check_same_settings
+from preprocessing.sources import Found
+from preprocessing.split import Part
+
+
+def check_out(out: Path, sources: Sequence[Path]) -> None:
+    """Raise if shards must not be written to a folder.
+
+    Raises:
+        ValueError: it is a file, a source or in one, in a run folder, or holds something other than shards.
+    """
+    parents = (out.resolve(), *out.resolve().parents)
+    for source in sources:
+        if source.resolve() in parents:
+            raise ValueError(f"--out {out} is in --sources {source}: name a folder outside the sources.")
+    for parent in parents:
+        run = RunFolder(parent)
+        if run.config.is_file() and run.checkpoint("last").parent.is_dir():
+            raise ValueError(f"--out {out} is in the run folder {parent}: name a folder outside it.")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a new folder.")
+    if out.is_dir() and not (out / STAGING).is_dir() and not (out / MANIFEST).is_file():
+        others = sorted(path.name for path in out.iterdir() if path.name != REPORT)
+        if others:
+            raise ValueError(f"--out {out} holds {others[0]}, so it is not a folder of shards: name a new one.")
+
+
+def is_finished(out: Path, settings: dict[str, Any], found: Found) -> bool:
+    """Return whether a folder holds the shards of these recordings and settings already, and if so, print that.
+
+    Raises:
+        ValueError: it holds shards of other recordings or settings.
+    """
+    if (out / STAGING).is_dir() or not (out / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(out)
+    check_same_settings(manifest.settings, settings, out)
+    before = {recording["name"]: recording["bytes"] for recording in manifest.recordings}
+    now = {source.name: source.num_bytes for source in found.sources}
+    failed = {failure["name"] for failure in manifest.failures}
+    for name in sorted(before.keys() | now.keys()):
+        if name not in failed and before.get(name) != now.get(name):
+            raise ValueError(
+                f"{out} is finished, but the sources have changed since: recording {name} was "
+                f"{_size(before.get(name))}, now it is {_size(now.get(name))}. Use another --out for the new sources."
+            )
+    hours = ", ".join(f"{manifest.split_hours(split):.2f} h {split}" for split in SPLITS)
+    without = f", without {len(failed)} failed recordings" if failed else ""
+    print(f"{out} is finished already: {hours}{without}. Nothing to do.")
+    return True
+
+
+def _size(num_bytes: int | None) -> str:
+    return "missing" if num_bytes is None else f"{num_bytes:,} bytes"
+
+
+def collect_facts(
+    found: Found, encoded: Encoded, staging: Staging
+) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str]]]:
+    """Return the facts of each whole recording by name, and the failures (name, cause), copies of a file included."""
+    failures = found.failures + encoded.failures
+    facts: dict[str, dict[str, Any]] = {}
+    first_names: dict[str, str] = {}
+    for source in found.sources:
+        sha256 = encoded.sha256.get(source.name)
+        if sha256 is None:
+            continue
+        # The same speech twice could be in train and in test.
+        if (first := first_names.setdefault(sha256, source.name)) != source.name:
+            failures.append((source.name, f"the same file as {first}, byte for byte; remove one of them"))
+        else:
+            facts[source.name] = staging.read_facts(source.name, sha256)
+    return facts, sorted(failures)
+
+
+def write_folder(
+    out: Path,
+    mode: Mode,
+    settings: dict[str, Any],
+    parts: list[Part],
+    facts: dict[str, dict[str, Any]],
+    failures: list[tuple[str, str]],
+    staging: Staging,
+) -> Manifest:
+    """Write shards and manifest from the staging; return the manifest.
+
+    Args:
+        out: the folder.
+        mode: Codec 2 mode.
+        settings: those that change the bytes of the shards.
+        parts: the frames of each split, in order.
+        facts: of each recording, by name.
+        failures: name and cause of each recording that can't be used.
+        staging: holds the packets of each recording.
+    """
+
+    def read_segments(split: str) -> Iterator[Segment]:
+        for part in parts:
+            if part.split == split:
+                packets = staging.read_packets(part.recording, facts[part.recording]["sha256"])
+                frames = unpack_packets(packets, mode)[part.first_frame : part.first_frame + part.frames]
+                yield Segment(part.recording, part.first_frame, frames)
+
+    # A folder with a manifest is finished, so the manifest is removed first, together with shards of an earlier run
+    # that accepted more recordings.
+    (out / MANIFEST).unlink(missing_ok=True)
+    for split in SPLITS:
+        for shard in out.glob(f"{split}-*.tar"):
+            shard.unlink()
+    entries = settings["entries_per_shard"]
+    shards = [shard for split in SPLITS for shard in write_shards(out, split, read_segments(split), mode, entries)]
+    recordings = []
+    for part in parts:
+        about = {key: value for key, value in facts[part.recording].items() if key != "frames"}
+        position = {"split": part.split, "first_frame": part.first_frame, "frames": part.frames}
+        recordings.append({"name": part.recording, **position, **about})
+    manifest = Manifest(
+        mode, settings, recordings, shards, [{"name": name, "cause": cause} for name, cause in failures]
+    )
+    write_manifest(out, manifest)
+    return manifest
