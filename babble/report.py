@@ -13,7 +13,6 @@ recordings are named (`--sources`, as `jobs.preprocess` took them) they stand be
 """
 
 import base64
-import csv
 import hashlib
 import html
 import io
@@ -35,7 +34,7 @@ from babble.cli import flatten, run_command
 from babble.codec.codec2 import read_c2
 from babble.codec.frames import MODES, SAMPLE_RATE_HZ, Mode, energy_db, lsp_hz, pitch_hz
 from babble.evaluation.speech_statistics import format_statistics
-from babble.files import write_bytes
+from babble.files import read_json_lines, write_bytes
 from babble.run_folder import RunFolder
 from babble.sweeps.folder import SweepFolder, rank
 from preprocessing.audio import BadRecording, open_recording
@@ -98,28 +97,22 @@ def _as_yaml(value: Any) -> str:
 
 
 def read_curves(path: Path) -> dict[str, dict[str, list[Any]]]:
-    """Return the curves of a metrics.csv by column: "steps" and "values", thinned to `MAX_POINTS`; empty without one.
+    """Return the curves of a metrics.jsonl by metric: "steps" and "values", thinned to `MAX_POINTS`; empty without one.
 
     Raises:
-        ValueError: a figure that is no number; the message names file and line.
+        ValueError: a line is damaged; the message names file and line.
     """
     curves: dict[str, dict[str, list[Any]]] = {}
-    if not path.is_file():
-        return curves
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            try:
-                step = int(row.pop("step"))
-                figures = {name: _finite(figure) for name, figure in row.items() if figure}
-            except (KeyError, TypeError, ValueError):
-                raise ValueError(
-                    f"{path}: line {reader.line_num} is damaged, numbers under known columns were expected: remove it."
-                ) from None
-            for name, figure in figures.items():
-                curve = curves.setdefault(name, {"steps": [], "values": []})
-                curve["steps"].append(step)
-                curve["values"].append(figure)
+    for number, row in enumerate(read_json_lines(path), 1):
+        try:
+            step = int(row.pop("step"))
+            values = {name: _finite(value) for name, value in row.items()}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path}: line {number} is damaged, a step and numbers expected: remove it.") from None
+        for name, value in values.items():
+            curve = curves.setdefault(name, {"steps": [], "values": []})
+            curve["steps"].append(step)
+            curve["values"].append(value)
     return {name: {key: _thin(points) for key, points in curve.items()} for name, curve in curves.items()}
 
 
@@ -155,7 +148,7 @@ def read_run(run: RunFolder, name: str, epochs: int) -> dict[str, Any]:
         raise ValueError(f"{run.config} is damaged, no settings in YAML ({error}): restore it.") from None
     finished = _read_optional(run.finished, {})
     curves = read_curves(run.metrics)
-    figure = finished.get("figure") or next(
+    figure = finished.get("monitor") or next(
         (n for n in ("val/bits_per_frame", "val/error_levels") if n in curves), None
     )
     logged = [value for value in curves.get(figure or "", {}).get("values", []) if value is not None]

@@ -51,7 +51,7 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """Path of every logged metric, one JSON object per row."""
-        return self.path / "metrics.csv"
+        return self.path / "metrics.jsonl"
 
     @property
     def baselines(self) -> Path:

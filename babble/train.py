@@ -42,7 +42,7 @@ from babble.report import write_report
 from babble.run_folder import RunFolder, git_revision
 from babble.training.averaging import make_averaging
 from babble.training.checkpoints import Checkpoints, StepLimit, StopRequest, find_resume
-from babble.training.metrics import Curves, LayerFigures, MetricsCsv, PlainLines, Speed
+from babble.training.metrics import Curves, LayerFigures, MetricsFile, PlainLines, Speed
 from babble.training.module import BabbleModule, OptimConfig
 from babble.training.samples import SamplesConfig, SampleWriter
 from babble.training.topology import Topology, find_topology, job_id
@@ -121,7 +121,7 @@ class TrainConfig:
         validate_every_epochs: how often the held-out recordings are heard; they are at the end in any case.
         samples: what is heard and seen of it meanwhile.
         checkpoint_minutes: the last checkpoint is renewed this often, and at every epoch's end.
-        log_every_steps: a row of metrics.csv and a point of a curve every so many steps.
+        log_every_steps: a row of metrics.jsonl and a point of a curve every so many steps.
         init_from: start from another run's weights (its folder, or a checkpoint file); stages start anew.
         seed: of the first weights and of the order of windows.
         compute: on what it runs.
@@ -225,7 +225,7 @@ class TrainResult:
 
     Attributes:
         run: its folder.
-        figure: the monitor's name, "val/bits_per_frame" or "val/error_levels".
+        monitor: the metric that chooses the best checkpoint, "val/bits_per_frame" or "val/error_levels".
         best: its best value on the validation split.
         steps: optimizer steps done.
         frames: frames learned from in them, all processes together.
@@ -234,7 +234,7 @@ class TrainResult:
     """
 
     run: Path
-    figure: str
+    monitor: str
     best: float
     steps: int
     frames: int
@@ -290,8 +290,8 @@ def _fit(
     # Gradients that have all but vanished are denormal numbers: a CPU took eight times as long over a step of those.
     torch.set_flush_denormal(True)
     resumed_from, resumed_step = find_resume(run)
-    metrics = MetricsCsv(run.metrics)
-    metrics.continue_from(resumed_step if resumed_from else 0)
+    metrics = MetricsFile(run.metrics)
+    metrics.resume(resumed_step if resumed_from else 0)
     wandb = None
     if _is_first_rank():
         baselines = measure_baselines(
@@ -372,7 +372,7 @@ def _fit(
                 _close_dashboards(wandb, config, run, module.monitor, checkpoints.best)
     weights = sum(parameter.numel() for parameter in module.parameters())
     result = {
-        "figure": module.monitor,
+        "monitor": module.monitor,
         "best": checkpoints.best,
         "steps": steps,
         "frames": data.frames_given * topology.world_size,
@@ -430,12 +430,11 @@ def _work(config: TrainConfig) -> None:
         return
     if not _is_first_rank():
         return
+    best = f"best {result.monitor} {result.best:.4f}"
     if result.already_finished:
-        print(f"{result.run} is finished: {result.steps} steps, best {result.figure} {result.best:.4f}. Nothing to do.")
+        print(f"{result.run} is finished: {result.steps} steps, {best}. Nothing to do.")
     else:
-        print(
-            f"{result.run}: done after {result.steps} steps, best {result.figure} {result.best:.4f} on held-out speech."
-        )
+        print(f"{result.run}: done after {result.steps} steps, {best} on held-out speech.")
     print(f"See and hear it: {RunFolder(result.run).report}")
     print(f"Hear more: python -m babble.generate {result.run} --seconds 60 --out babble.wav")
 

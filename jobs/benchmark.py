@@ -349,7 +349,7 @@ def _measure_training(units: int, config: BenchmarkConfig, corpus: Path, folder:
     with mock.patch.object(babble.train, "Speed", Turns), redirect_stdout(io.StringIO()):
         train(settings)
     ours, bare = zip(*turns[1:], strict=True)
-    note = f"batches of {BATCH_SIZE}, one thread; metrics.csv and W&B offline every {config.training_steps} steps"
+    note = f"batches of {BATCH_SIZE}, one thread; metrics.jsonl and W&B offline every {config.training_steps} steps"
     return [Figure(f"training, 2017 3x{units}", "frames/s", ours, bare, at_least=0.95, note=note)]
 
 
@@ -407,7 +407,7 @@ def _measure_logging(config: BenchmarkConfig, corpus: Path, folder: Path) -> lis
     seconds, ours, wandbs = np.diff(np.array(moments), axis=0)[2:].T
     speeds, cpu = (frames / seconds).tolist(), (ours + wandbs).tolist()
     name = f"logging, {DEFAULT_RECIPE.stem}"
-    note = f"metrics.csv and W&B offline, a row every {config.logging_steps} steps, one thread; beside it no self.log"
+    note = f"metrics.jsonl and W&B offline, a row every {config.logging_steps} steps, one thread; beside it no self.log"
     apart = f"of it W&B's own processes {wandbs.sum() / sum(cpu):.1%}, which run in both turns"
     return [
         Figure(name, "frames/s", tuple(speeds[::2]), tuple(speeds[1::2]), at_least=0.97, note=note),

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from babble.cli import CommandError, run_command
+from babble.files import read_json_lines
 from babble.run_folder import RunFolder
 
 COLUMNS = (
-    *("table", "name", "seed", "settings", "frames", "weights", "figure", "held_out", "error_levels"),
+    *("table", "name", "seed", "settings", "frames", "weights", "monitor", "held_out", "error_levels"),
     "frames_per_second",
 )
 
@@ -119,9 +120,9 @@ def _train(config: ExperimentsConfig, experiment: Experiment, seed: int) -> dict
         raise CommandError(f"{name} ended with exit code {code}; the end of {log}:\n{tail}")
     run = RunFolder(config.runs / name)
     finished = json.loads(run.finished.read_text())
-    metrics = read_rows(run.metrics)
-    speeds = sorted(float(row["train/frames_per_second"]) for row in metrics if row.get("train/frames_per_second"))
-    errors = [float(row["val/error_levels"]) for row in metrics if row.get("val/error_levels")]
+    metrics = read_json_lines(run.metrics)
+    speeds = sorted(row["train/frames_per_second"] for row in metrics if "train/frames_per_second" in row)
+    errors = [row["val/error_levels"] for row in metrics if "val/error_levels" in row]
     return {
         "table": experiment.table,
         "name": experiment.name,
@@ -129,7 +130,7 @@ def _train(config: ExperimentsConfig, experiment: Experiment, seed: int) -> dict
         "settings": " ".join(f"{key}={_as_typed(value)}" for key, value in experiment.settings.items()),
         "frames": finished["frames"],
         "weights": finished["weights"],
-        "figure": finished["figure"],
+        "monitor": finished["monitor"],
         "held_out": f"{finished['best']:.4f}",
         "error_levels": f"{errors[-1]:.4f}",
         "frames_per_second": round(speeds[len(speeds) // 2]) if speeds else "",
@@ -163,7 +164,7 @@ def run_experiments(config: ExperimentsConfig, say: Callable[[str], None] = prin
             return
         with lock:
             append_row(config.csv, row)
-            say(f"{row['table']}, {row['name']}, random seed {seed}: {row['held_out']} {row['figure']}")
+            say(f"{row['table']}, {row['name']}, random seed {seed}: {row['held_out']} {row['monitor']}")
 
     with ThreadPoolExecutor(config.at_once) as pool:
         for future in [pool.submit(work, *job) for job in wanted]:

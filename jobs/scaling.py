@@ -1,7 +1,6 @@
 """How babble scales: the parts of the benchmark about several processes, stopping, and corpora larger than memory."""
 
 import contextlib
-import csv
 import itertools
 import json
 import math
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from babble.cli import CommandError
+from babble.files import read_json_lines
 from jobs.measuring import (
     MODE,
     ROOT,
@@ -66,10 +66,8 @@ def _settings(corpus: Path, folder: Path, name: str, **settings: object) -> list
 
 def _speed(run: Path) -> float:
     """Return the median of a run's own frames a second, all processes together, its first figure left out."""
-    with (run / "metrics.csv").open() as file:
-        speeds = [
-            float(row["train/frames_per_second"]) for row in csv.DictReader(file) if row["train/frames_per_second"]
-        ]
+    rows = read_json_lines(run / "metrics.jsonl")
+    speeds = [row["train/frames_per_second"] for row in rows if "train/frames_per_second" in row]
     return statistics.median(speeds[1:])
 
 
@@ -194,7 +192,7 @@ def measure_stopping(folder: Path, turns: int) -> list[Figure]:
     corpus = make_corpus(folder, hours=0.5)
     words = _settings(corpus, folder, "stopped", **{"stop.steps": 10**6, "log_every_steps": 1})
     run, clock = folder / "stopped", folder / "imports"
-    metrics, last = run / "metrics.csv", run / "checkpoints" / "last.ckpt"
+    metrics, last = run / "metrics.jsonl", run / "checkpoints" / "last.ckpt"
     command = [sys.executable, "-c", TRAINING_WITH_CLOCK, str(clock), *words]
     saves, starts, imports = [], [], []
     for _ in range(turns):

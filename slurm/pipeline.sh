@@ -37,7 +37,7 @@ after=(sbatch --parsable --kill-on-invalid-dep=yes)
 }
 cat <<END
 preprocess  job $first   slurm-$first.out   then shards/$name/report.txt
-train       job $second   slurm-$second.out   then runs/$name: metrics.csv, samples/
+train       job $second   slurm-$second.out   then runs/$name: metrics.jsonl, samples/
 evaluate    job $third   slurm-$third.out   then runs/$name: evaluation.json, evaluation.png, babble.wav
 to look:    squeue -j $first,$second,$third      to stop: scancel $first $second $third
 END

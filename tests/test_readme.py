@@ -1,13 +1,16 @@
 """Commands and links in README.md and docs/ work; no text recommends installing another project's package."""
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from documented import check_command, find_commands
 from paths import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = ("*.py", "*.md", "*.sh", "*.yaml", "*.toml", "*.js", "*.html", "Makefile", "run")
 
 
@@ -16,11 +19,19 @@ def test_readme_shows_how_to_start() -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "command"),
-    [(page.name, command) for page in PAGES for command in find_commands(page.read_text())],
+    "command", dict.fromkeys(command for page in PAGES for command in find_commands(page.read_text()))
 )
-def test_documented_command_would_work(page: str, command: str) -> None:
+def test_documented_command_would_work(command: str) -> None:
     check_command(command)
+
+
+def test_python_example_generates_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert (names["pcm"].dtype, names["pcm"].shape) == (np.int16, (80_000,))
+    assert np.abs(names["pcm"]).max() > 1000, "silence"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -46,6 +57,27 @@ def test_no_text_recommends_another_projects_package() -> None:
     assert len(files) > 100
     found = [str(path.relative_to(ROOT)) for path in files if wrong.search(path.read_text())]
     assert found in ([], ["tests/test_readme.py"]), "this file itself has an example"
+
+
+def test_cluster_page_installs_what_the_batch_scripts_need() -> None:
+    page = (ROOT / "docs/cluster.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"-e '\.\[(.*?)\]'", page)
+    installed, todo = set(), extras.split(",")
+    while todo:
+        for requirement in project["optional-dependencies"][todo.pop()]:
+            name, more = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", requirement).groups()  # type: ignore[union-attr]
+            installed.add(name.replace("-", "_"))
+            todo += more.split(",") if name == project["name"] else []
+    for script in sorted((ROOT / "slurm").glob("*.sh")):
+        for line in re.findall(r"^find_python (.*)", script.read_text(), re.MULTILINE):
+            assert set(line.split()) - installed <= {"babble", "jobs"}, script.name
+
+
+def test_cluster_page_documents_the_variables_of_the_pipeline() -> None:
+    variables = set(re.findall(r"\$\{(\w+_FLAGS):-", (ROOT / "slurm/pipeline.sh").read_text()))
+    assert len(variables) == 3
+    assert variables <= set(re.findall(r"`(\w+_FLAGS)`", (ROOT / "docs/cluster.md").read_text()))
 
 
 def test_only_sh_blocks_are_commands() -> None:

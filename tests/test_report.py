@@ -2,10 +2,10 @@
 
 import base64
 import contextlib
-import csv
 import dataclasses
 import io
 import json
+import math
 import re
 import shutil
 import time
@@ -32,6 +32,7 @@ from babble.codec.codec2 import read_c2
 from babble.codec.frames import MODES, energy_db, lsp_hz, pitch_hz
 from babble.data.loaders import DataConfig
 from babble.evaluate import EvaluateConfig, evaluate
+from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.report import ReportConfig, gather_report, pick_evenly, write_report
 from babble.run_folder import RunFolder
@@ -159,19 +160,18 @@ def test_what_was_run_is_said(runs: list[Path]):
     }
     assert about["settings"]["model.units"] == "12"
     assert about["baselines"].keys() >= {"unigram baseline", "copy baseline"}
-    with (runs[1] / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["val/bits_per_frame"]]
+    rows = [row for row in read_json_lines(runs[1] / "metrics.jsonl") if "val/bits_per_frame" in row]
     assert about["curves"]["val/bits_per_frame"] == {
-        "steps": [int(row["step"]) for row in rows],
-        "values": [float(row["val/bits_per_frame"]) for row in rows],
+        "steps": [row["step"] for row in rows],
+        "values": [row["val/bits_per_frame"] for row in rows],
     }
     assert {1, 2} <= set(about["curves"]["train/stage"]["values"])
 
 
 def test_a_long_curve_is_thinned_and_what_is_not_finite_is_left_out(tmp_path: Path):
-    rows = [f"{step},{'nan' if step == 0 else step}" for step in range(5000)]
-    (tmp_path / "metrics.csv").write_text("\n".join(["step,train/loss", *rows]) + "\n")
-    curve = report_module.read_curves(tmp_path / "metrics.csv")["train/loss"]
+    rows = [{"step": step, "train/loss": math.nan if step == 0 else step} for step in range(5000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    curve = report_module.read_curves(tmp_path / "metrics.jsonl")["train/loss"]
     assert len(curve["steps"]) == report_module.MAX_POINTS
     assert (curve["steps"][0], curve["steps"][-1]) == (0, 4999)
     assert (curve["values"][0], curve["values"][-1]) == (None, 4999)
@@ -200,7 +200,7 @@ def test_a_sweep_is_shown_best_first_with_its_pictures(sweep: Path):
 
 
 def test_a_run_that_has_only_begun_is_reported_with_what_is_there(run: Path):
-    for name in ("metrics.csv", "finished.json", "baselines.json", "environment.json", "evaluation.json"):
+    for name in ("metrics.jsonl", "finished.json", "baselines.json", "environment.json", "evaluation.json"):
         (run / name).unlink()
     shutil.rmtree(run / "samples")
     found = write_report([run], run / "page.html")
@@ -220,7 +220,11 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders(runs: list[Path], 
         ("samples/prompts/prompts.json", "nothing", r"prompts\.json is damaged, no JSON"),
         ("config.yaml", "a: [", r"config\.yaml is damaged, no settings in YAML"),
         ("config.yaml", "words", r"config\.yaml is damaged, no settings in YAML"),
-        ("metrics.csv", "step,train/loss\n1,2\n2,much\n", r"metrics\.csv: line 3 is damaged"),
+        (
+            "metrics.jsonl",
+            '{"step": 1, "train/loss": 2}\n{"step": 2, "train/loss": "much"}\n',
+            r"metrics\.jsonl: line 2 is damaged",
+        ),
         ("samples/real/1.wav", "RIFF", r"real/1\.wav can't be read"),
         ("samples/real/1.c2", "C2", r"real/1\.c2: does not open with"),
     ],

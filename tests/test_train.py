@@ -1,6 +1,5 @@
 """A whole training: stages, the run folder, and that nothing stops it for good."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -19,6 +18,7 @@ import yaml
 
 from babble.cli import CommandError, Interrupted, config_to_dict
 from babble.data.loaders import DataConfig
+from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
 from babble.train import StopConfig, TrainConfig, TrainResult, WandbConfig, train
@@ -53,9 +53,9 @@ def _checkpoint(run: Path, which: str = "last") -> dict[str, Any]:
     return torch.load(RunFolder(run).checkpoint(which), weights_only=True)
 
 
-def _metrics(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in csv.DictReader(file)]
+def _metrics(run: Path) -> list[dict[str, float]]:
+    rows = read_json_lines(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
 
 
 def _assert_same_run(run: Path, other: Path) -> None:
@@ -82,10 +82,10 @@ def test_a_run_folder_explains_itself(undisturbed: TrainResult, speech_shards: P
     assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == [
         *("best", "last", "previous", "stage-1", "stage-2")
     ]
-    steps = [int(row["step"]) for row in _metrics(run) if row["val/error_levels"]]
+    steps = [row["step"] for row in _metrics(run) if "val/error_levels" in row]
     assert steps == [EPOCH_STEPS * (epoch + 1) - 1 for epoch in range(EPOCHS)]
     heard = sorted(path.name for path in (run / "samples").iterdir())
-    assert heard == ["epoch-0002", "epoch-0003", "epoch-0005", "real", "prompts"]
+    assert heard == ["epoch-0002", "epoch-0003", "epoch-0005", "prompts", "real"]
     assert json.loads((run / "finished.json").read_text())["best"] == undisturbed.best
 
 
@@ -100,7 +100,7 @@ def test_each_stage_moves_its_layers_alone(undisturbed: TrainResult):
 
 
 def test_a_training_learns(undisturbed: TrainResult):
-    figures = [float(row["val/error_levels"]) for row in _metrics(undisturbed.run) if row["val/error_levels"]]
+    figures = [row["val/error_levels"] for row in _metrics(undisturbed.run) if "val/error_levels" in row]
     assert undisturbed.best == pytest.approx(min(figures), rel=1e-6)
     assert figures[-1] < figures[0]
 
@@ -225,8 +225,7 @@ def _as_yaml(folder: Path, config: TrainConfig) -> Path:
 
 
 def _count_rows(run: Path) -> int:
-    path = run / "metrics.csv"
-    return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
+    return len(read_json_lines(run / "metrics.jsonl"))
 
 
 def test_other_settings_are_refused_naming_each(undisturbed: TrainResult, speech_shards: Path):

@@ -18,6 +18,7 @@ import yaml
 from paths import ROOT
 
 from babble.cli import read_config
+from babble.files import read_json_lines
 from babble.run_folder import RunFolder
 from babble.sweeps.folder import SweepFolder
 from babble.training.metrics import OF_THE_MACHINE
@@ -68,10 +69,9 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _figures(run: Path) -> list[str]:
-    lines = (run / "metrics.csv").read_text().splitlines()
-    apart = [n for n, name in enumerate(lines[0].split(",")) if name in OF_THE_MACHINE]
-    return [",".join(value for n, value in enumerate(line.split(",")) if n not in apart) for line in lines]
+def _figures(run: Path) -> list[dict[str, float]]:
+    rows = read_json_lines(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
 
 
 def _trainings(folder: Path) -> list[int]:
@@ -179,9 +179,9 @@ def test_a_grid_gives_an_answer_and_a_trial_alone_learns_the_same(tmp_path: Path
     for name in ("alone", "again"):
         assert _figures(tmp_path / name) == _figures(sweep.trials / kept)
     # Again, it says what it said; other settings are refused.
-    before = {path: path.stat().st_mtime_ns for path in sweep.trials.rglob("metrics.csv")}
+    before = {path: path.stat().st_mtime_ns for path in sweep.trials.rglob("metrics.jsonl")}
     assert _sweep(["--resume", "sweep", "--runs", str(tmp_path)]).endswith(said[said.index("The answer is in") :])
-    assert {path: path.stat().st_mtime_ns for path in sweep.trials.rglob("metrics.csv")} == before
+    assert {path: path.stat().st_mtime_ns for path in sweep.trials.rglob("metrics.jsonl")} == before
     said = _sweep(_words(tmp_path, speech_shards, space, "--stop.epochs", "9"), code=1)
     assert "stop.epochs: 4 in the run, 9 now" in said
     assert "best.yaml" in _sweep(["--report", "sweep", "--runs", str(tmp_path)])
@@ -194,7 +194,9 @@ def test_a_killed_trial_goes_on_and_one_that_runs_away_is_reported(tmp_path: Pat
     process = _start(_words(tmp_path, speech_shards, space, **settings))
     sweep = SweepFolder(tmp_path / "sweep")
     _await(
-        lambda: [path for path in sweep.trials.glob("*lr-0.01*/metrics.csv") if len(path.read_text().splitlines()) > 30]
+        lambda: [
+            path for path in sweep.trials.glob("*lr-0.01*/metrics.jsonl") if len(path.read_text().splitlines()) > 30
+        ]
     )
     name = next(sweep.trials.glob("*lr-0.01*.yaml"))
     for pid in _trainings(name):
@@ -226,19 +228,19 @@ def test_a_stopped_sweep_goes_on(tmp_path: Path, speech_shards: Path, number: si
     sweep = SweepFolder(tmp_path / "sweep")
     _await(lambda: "finished" in [row["state"] for row in sweep.read_rows()])
     # Another one is at work.
-    _await(lambda: [run for run in sweep.trials.glob("*/metrics.csv") if 5 < len(_figures(run.parent)) < 50])
+    _await(lambda: [run for run in sweep.trials.glob("*/metrics.jsonl") if 5 < len(_figures(run.parent)) < 50])
     os.kill(process.pid, number)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), said
     # Nothing of it lives on.
     _await(lambda: not _trainings(tmp_path), seconds=60)
     finished = {row["trial"] for row in sweep.read_rows() if row["state"] == "finished"}
-    before = {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished}
+    before = {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished}
     _sweep(["--resume", "sweep", "--runs", str(tmp_path)])
     rows = sweep.read_rows()
     assert [row["state"] for row in rows] == 3 * ["finished"]
     assert finished <= {row["trial"] for row in rows}
-    assert {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished} == before
+    assert {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished} == before
     assert any("going on at step" in sweep.log(row["trial"]).read_text() for row in rows)
 
 

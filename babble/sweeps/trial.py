@@ -3,13 +3,11 @@
 1. Tune gives values; with what all trials share they are the trial's config file.
 2. The training runs as anyone would start it, so it crashes, resumes and is heard like any other. It dies with its
    watcher, and the watcher's end is a signal to it to keep its state.
-3. Every held-out figure of its metrics.csv is reported once.
+3. Every held-out figure of its metrics.jsonl is reported once.
 
 No torch here: a watcher takes little of a core and of memory.
 """
 
-import contextlib
-import csv
 import ctypes
 import os
 import signal
@@ -24,6 +22,7 @@ from ray.tune.search.repeater import TRIAL_INDEX
 
 from babble.cli import CommandError, build_config
 from babble.codec.frames import get_mode
+from babble.files import read_json_lines
 from babble.run_folder import RunFolder
 from babble.sweeps.folder import (
     ENDED,
@@ -60,15 +59,12 @@ def own_environment(gpus: float) -> dict[str, str]:
 
 
 def read_figures(metrics: Path, figure: str) -> list[dict[str, float]]:
-    """Return what a run's metrics.csv has of a held-out figure: {step, epoch, stage, figure}, in order of steps."""
+    """Return what a run's metrics.jsonl has of a held-out figure: {step, epoch, stage, figure}, in order of steps."""
     rows, stage = [], 1.0
-    # A row that is being written is read once it is whole.
-    with contextlib.suppress(FileNotFoundError), metrics.open(newline="") as file:
-        for row in csv.DictReader(line for line in file if line.endswith("\n")):
-            stage = float(row.get("train/stage") or stage)
-            if row.get(figure):
-                values = {"step": float(row["step"]) + 1, "epoch": float(row["epoch"]) + 1, "stage": stage}
-                rows.append({**values, "figure": float(row[figure])})
+    for row in read_json_lines(metrics):
+        stage = row.get("train/stage", stage)
+        if figure in row:
+            rows.append({"step": row["step"] + 1, "epoch": row["epoch"] + 1, "stage": stage, "figure": row[figure]})
     return rows
 
 

@@ -1,6 +1,6 @@
-"""Figures of a running training: metrics.csv, curves in W&B, speed, layers, and plain lines for a log."""
+"""Metrics of a running training: metrics.jsonl, curves in W&B, speed, layers, and plain lines for a log."""
 
-import csv
+import json
 import resource
 import sys
 import time
@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from babble.files import append_json_line, read_json_lines, write_bytes
 from babble.training.module import BabbleModule, is_logged
 from babble.training.unfreezing import Stage, stage_at, unfrozen_layers
 from babble.training.wandb_run import STEP, WandbRun
@@ -27,17 +28,16 @@ OF_THE_MACHINE = (
 )
 
 
-class MetricsCsv(Logger):
-    """Writes metrics.csv: a row for each set of figures, columns added as they first appear.
+class MetricsFile(Logger):
+    """Append each set of metrics to metrics.jsonl, one JSON object per row: step, epoch, metric names.
 
-    Lightning's own wipes the file when a run is continued; this one drops the rows behind the resumed step, so that
-    the file is that of a run which never stopped.
+    Args:
+        path: the file; NaN and infinities are written as Python's json does.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.columns: list[str] = []
 
     @property
     def name(self) -> str:
@@ -46,50 +46,34 @@ class MetricsCsv(Logger):
 
     @property
     def version(self) -> str:
-        """There is one version: the run."""
+        """The version within the run: there is only one."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
+        """Write nothing: config.yaml has all settings."""
 
     @rank_zero_only
-    def continue_from(self, step: int) -> None:
-        """Drop every row of a step that the run will do again: all, where it begins anew at step 0."""
+    def resume(self, step: int) -> None:
+        """Drop the rows of steps that the run repeats, so that the file equals that of an uninterrupted run.
+
+        A half-written last line, left by a kill, is dropped too.
+
+        Args:
+            step: optimizer steps done at the checkpoint; 0 drops all rows.
+        """
         if not self.path.is_file():
             return
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if row["step"] and int(row["step"]) < step]
-            self.columns = list(reader.fieldnames or [])
+        rows = [row for row in read_json_lines(self.path) if row["step"] < step]
         if rows:
-            self._rewrite(rows)
+            write_bytes(self.path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
         else:
             self.path.unlink()
-            self.columns = []
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row and see it to the disk."""
-        row = {"step": step, **metrics}
-        unknown = [column for column in row if column not in self.columns]
-        if unknown:
-            rows = []
-            if self.path.is_file():
-                with self.path.open(newline="") as file:
-                    rows = list(csv.DictReader(file))
-            self.columns += unknown
-            self._rewrite(rows)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self.path)
+        """Append a row."""
+        append_json_line(self.path, {"step": step, **metrics})
 
 
 class Curves(Logger):

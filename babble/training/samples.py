@@ -196,7 +196,7 @@ class SampleWriter(pl.Callback):
         write_json(self.run.samples / name / "measures.json", measures)
         real = json.loads((self.run.samples / "real" / "measures.json").read_text())
         if name != "real":
-            figures = {f"samples/{m}": mean for m, mean in _means(measures).items()}
+            figures = {"epoch": self.heard_epoch} | {f"samples/{m}": mean for m, mean in _means(measures).items()}
             figures |= {f"samples/real/{m}": mean for m, mean in _means(real).items()}
             for logger in trainer.loggers:
                 logger.log_metrics(figures, max(0, trainer.global_step - 1))

@@ -2,7 +2,7 @@
 
 1. `open_wandb` opens it: online where there is a key, else offline; and offline where the server does not answer.
 2. `WandbRun` takes figures, what was heard, and files. Whatever fails in W&B is told in one line, once, and from then
-   on nothing more is sent: metrics.csv and the rest of the folder have everything, and the work goes on.
+   on nothing more is sent: metrics.jsonl and the rest of the folder have everything, and the work goes on.
 3. `close` lets W&B send what it holds, for a minute at most, and ends its process.
 
 Figures are drawn over `trainer/global_step`, which a run that goes on, and the trials of a sweep, share.

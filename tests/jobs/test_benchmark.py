@@ -1,6 +1,5 @@
 """The benchmark measures what it says: its floors do the same work, its sums are whole. Never how fast anything is."""
 
-import csv
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ from babble.cli import CommandError, read_config
 from babble.data.datamodule import SpeechData
 from babble.data.loaders import DataConfig
 from babble.data.shards import read_manifest
+from babble.files import read_json_lines
 from babble.generation.free_run import generate_frames
 from babble.model.babbler import Babbler, ModelConfig
 from babble.model.heads import CategoricalHead
@@ -309,8 +309,8 @@ def test_logging_is_measured_beside_none(tmp_path: Path) -> None:
     check_figures(figures, ["logging, babble-cpu", "logging, babble-cpu, CPU time"])
     assert [len(figure.floors) for figure in figures] == 2 * [TINY.turns]
     # Every other turn ends with a row, and those between with none; the last step of a run has one of its own.
-    with (tmp_path / "logging" / "metrics.csv").open() as file:
-        assert [int(row["step"]) for row in csv.DictReader(file) if row["gradient_norm/head"]] == [1, 5, 9, 12]
+    rows = read_json_lines(tmp_path / "logging" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "gradient_norm/head" in row] == [1, 5, 9, 12]
     (log,) = (tmp_path / "logging" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"gradient_norm/head" in log.read_bytes()
 

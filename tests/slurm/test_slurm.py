@@ -1,6 +1,5 @@
 """The scripts of slurm/ on a real cluster: nothing replaced, nothing mocked."""
 
-import csv
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from testbed import ENVIRONMENT, ROOT, SMALL, Slurm, kill_node
 
 from babble.cli import config_to_dict
 from babble.data.loaders import DataConfig
+from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
 from babble.sweeps.folder import SweepFolder
@@ -50,12 +50,9 @@ def _config(folder: Path, **compute: int) -> Path:
     return path
 
 
-def _rows(run: Path) -> list[dict[str, str]]:
-    path = run / "metrics.csv"
-    if not path.is_file():
-        return []
-    with path.open() as file:
-        return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in csv.DictReader(file)]
+def _rows(run: Path) -> list[dict[str, float]]:
+    rows = read_json_lines(run / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
 
 
 def _assert_same_run(run: Path, other: Path) -> None:
@@ -252,14 +249,14 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_requeue(slurm: Slurm, speech_shard
     last = sorted(sweep.trials.glob("*.yaml"))[-1].with_suffix("")
     slurm.wait(job, lambda: len(_rows(last)) > 10)
     finished = [row["trial"] for row in sweep.read_rows() if row["state"] == "finished"]
-    before = {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished}
+    before = {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished}
     urgent = slurm.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 2")
     slurm.complete(urgent)
     log = slurm.complete(job)
     assert "3 of 3 ended" in log
     assert "requeued for the 1. time" in log
     assert states() == 3 * ["finished"]
-    assert {name: (sweep.trials / name / "metrics.csv").stat().st_mtime_ns for name in finished} == before
+    assert {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished} == before
     assert any("going on at step" in sweep.log(row["trial"]).read_text() for row in sweep.read_rows())
     assert sweep.best.checkpoint("best").is_file()
 

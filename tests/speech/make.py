@@ -3,11 +3,11 @@
     apt-get install asterisk-core-sounds-en-wav
     python tests/speech/make.py
 
-1. Take every clip of the package's folder, but for what is not her speech and for takes that are there twice.
-2. Cut the silence at each clip's ends; deal the clips out, the longest first, to the recording that is shortest so far.
-3. Shuffle each recording, set a short pause between clips, lay a quiet noise under all, write it as Ogg Vorbis.
+1. Read every clip in the package's folder, except those that are not speech and repeated takes.
+2. Trim the silence at both ends; assign the clips, longest first, to the recording that is shortest so far.
+3. Shuffle each recording, insert short pauses between clips, add quiet noise, write Ogg Vorbis.
 
-The same pcm each time; the bytes differ from run to run by the serial number that Ogg draws for a stream.
+The PCM is the same each time; the files differ in the serial number that Ogg chooses for a stream.
 """
 
 import argparse
@@ -30,24 +30,24 @@ NOT_SPEECH = {
     "silence",
     "tt-monkeys",
 }
-# The same takes as auth-thankyou and seconds: the network should not be tested on what it was trained on.
+# The same takes as auth-thankyou and seconds: they must not be in both training and test.
 REPEATED = {"privacy-thankyou", "queue-seconds"}
 PAUSE_SECONDS = (0.15, 0.35)
-# A clip's ends are cut where 20 ms stay below this, about -64 dB of full scale; the margin keeps what fades.
+# Ends are trimmed up to the first 20 ms block above this, about -64 dB of full scale; the margin keeps fade-outs.
 MIN_SPEECH_RMS = 20.0
 MARGIN_BLOCKS = 3
 BLOCK_PCM = RATE_HZ // 50
-# Digital silence is nothing a microphone ever gave, and Codec 2 makes a frame of its own of it.
+# No microphone gives digital silence, and Codec 2 encodes it as a frame that no real pause has.
 NOISE_RMS = 8.0
-# Some clips touch full scale, and Vorbis overshoots.
+# Some clips reach full scale, and Vorbis overshoots.
 GAIN = 0.8
-# libsndfile's, 0 to 1: about 18 kbit/s here, and what it changes lies 22 dB below the speech.
+# libsndfile's setting, 0 to 1: about 18 kbit/s here, with an error 22 dB below the speech.
 COMPRESSION = 0.85
-RANDOM_SEED = 2017
+SEED = 2017
 
 
 def read_clips(folder: Path) -> dict[str, np.ndarray]:
-    """Return the clips of her speech by name, without the silence at their ends.
+    """Return the clips of speech by name, without the silence at their ends.
 
     Raises:
         FileNotFoundError: the package is not installed.
@@ -75,20 +75,20 @@ def trim_ends(pcm: np.ndarray) -> np.ndarray:
     return pcm[max(0, loud[0] - MARGIN_BLOCKS) * BLOCK_PCM : (loud[-1] + 1 + MARGIN_BLOCKS) * BLOCK_PCM]
 
 
-def deal_clips(clips: dict[str, np.ndarray]) -> list[list[str]]:
+def assign_clips(clips: dict[str, np.ndarray]) -> list[list[str]]:
     """Return the names of each recording's clips in order: equal lengths, topics mixed, the same every time."""
     names = sorted(clips, key=lambda name: (-len(clips[name]), name))
     recordings: list[list[str]] = [[] for _ in range(NUM_RECORDINGS)]
     for name in names:
         min(recordings, key=lambda held: sum(len(clips[other]) for other in held)).append(name)
-    rng = random.Random(RANDOM_SEED)
+    rng = random.Random(SEED)
     for held in recordings:
         rng.shuffle(held)
     return recordings
 
 
 def join_clips(clips: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Return one recording: float32 pcm in -1..1, clips with pauses around them and noise under all."""
+    """Return one recording: float32 PCM in -1 to 1, clips with pauses between them and added noise."""
     parts = []
     for clip in clips:
         parts += [np.zeros(round(rng.uniform(*PAUSE_SECONDS) * RATE_HZ)), clip * GAIN]
@@ -97,24 +97,24 @@ def join_clips(clips: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 
 
 def write_recording(path: Path, pcm: np.ndarray) -> None:
-    """Write pcm as Ogg Vorbis."""
+    """Write PCM as Ogg Vorbis."""
     with soundfile.SoundFile(
         path, "w", RATE_HZ, 1, format="OGG", subtype="VORBIS", compression_level=COMPRESSION
     ) as file:
-        # A second a call: libsndfile has overflowed its stack on minutes of Vorbis in one.
+        # One second per call: libsndfile overflows its stack on minutes of Vorbis in one call.
         for start in range(0, len(pcm), RATE_HZ):
             file.write(pcm[start : start + RATE_HZ])
 
 
 def main() -> None:
-    """Make the recordings beside this file, or in another folder."""
+    """Make the recordings, in the folder of this file or in --out."""
     parser = argparse.ArgumentParser(description="Join the clips of asterisk-core-sounds-en-wav into recordings.")
     parser.add_argument("--clips", type=Path, default=PACKAGE_FOLDER, help="the package's folder")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="where the recordings go")
     options = parser.parse_args()
     clips = read_clips(options.clips)
-    rng = np.random.default_rng(RANDOM_SEED)
-    for number, names in enumerate(deal_clips(clips), start=1):
+    rng = np.random.default_rng(SEED)
+    for number, names in enumerate(assign_clips(clips), start=1):
         pcm = join_clips([clips[name] for name in names], rng)
         path = options.out / f"allison-{number:02d}.ogg"
         write_recording(path, pcm)

@@ -1,6 +1,5 @@
 """Several processes train as one would: the same loss curve, the same weights everywhere, the same held-out figure."""
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from babble.files import read_json_lines
 from babble.run_folder import RunFolder
 
 # Three stages in seven epochs of three steps, of eight windows each.
@@ -39,8 +39,7 @@ def _train(shards: Path, runs: Path, name: str, processes: int, **changes: objec
 
 
 def _curve(run: RunFolder, name: str) -> list[float]:
-    with run.metrics.open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+    return [row[name] for row in read_json_lines(run.metrics) if name in row]
 
 
 def _differ_by(run: RunFolder, other: RunFolder) -> float:

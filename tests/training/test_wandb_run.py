@@ -22,6 +22,7 @@ import yaml
 from babble.cli import config_to_dict
 from babble.dashboard import DashboardConfig, describe
 from babble.data.loaders import DataConfig
+from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
 from babble.train import ComputeConfig, StopConfig, TrainConfig, train
@@ -238,9 +239,7 @@ def _own_environment(**more: str) -> dict[str, str]:
 
 def _assert_whole(run: RunFolder) -> None:
     assert json.loads(run.finished.read_text())["steps"] == 40
-    rows = run.metrics.read_text().splitlines()
-    steps = [row.split(",")[0] for row in rows[1:]]
-    assert {str(step) for step in range(1, 40, 2)} <= set(steps)
+    assert set(range(1, 40, 2)) <= {row["step"] for row in read_json_lines(run.metrics)}
     assert (run.samples / "epoch-0010" / "1.wav").is_file()
     assert run.checkpoint("best").is_file()
 
