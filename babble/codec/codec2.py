@@ -1,12 +1,15 @@
-"""pcm <-> packets through pycodec2, and the files that hold packets or frames: .c2 and .c2cb.
+"""PCM <-> packets through pycodec2, and the files that hold packets or frames: .c2 and .c2cb.
 
-Codec 2 has traps that fail in silence; each is closed here, so that nobody else calls pycodec2:
+    frames = unpack_packets(encode_pcm(pcm, mode), mode)
+    pcm = decode_frames(frames, mode)
 
-- Given several frames it encodes the first and leaves zeros: one frame a call.
-- A strided array is misread: pcm is made contiguous first.
+pycodec2 has traps without an error message. They are handled here, and no other module calls it:
+
+- Given several frames, it encodes the first and fills the rest with zeros: one frame per call.
+- It misreads a strided array: PCM is made contiguous first.
 - A codec object holds the state of one stream and can't be pickled: `encode_pcm` and `decode_packets` make their own.
-- Decoded pcm is not the same twice within one process (the library draws unvoiced phases from one global
-  generator): compare frames, never pcm.
+- Decoding twice in one process gives different PCM, because the library takes unvoiced phases from one global random
+  generator: compare frames, never PCM.
 """
 
 from pathlib import Path
@@ -17,7 +20,7 @@ import pycodec2
 from babble.codec.frames import MODES, Mode, check_levels, pack_packets, unpack_packets
 
 C2_MAGIC = bytes.fromhex("c0dec2")
-# Version 1.2 is libcodec2's own; c2enc of Codec 2 1.0 writes 1.0 and c2dec reads either.
+# The version that libcodec2 1.2 writes. c2enc of Codec 2 1.0 writes 1.0; c2dec reads either.
 C2_VERSION = bytes([1, 2])
 C2_HEADER_BYTES = 7
 
@@ -27,26 +30,26 @@ def _open_codec(mode: Mode) -> pycodec2.Codec2:
 
 
 def check_pcm(pcm: np.ndarray) -> np.ndarray:
-    """Return pcm as a contiguous array, or raise if it is not what Codec 2 reads.
+    """Return PCM as a contiguous array.
 
     Raises:
         ValueError: not one-dimensional int16.
     """
     if pcm.ndim != 1 or pcm.dtype != np.int16:
         raise ValueError(
-            f"pcm has shape {pcm.shape} and type {pcm.dtype}; Codec 2 reads one channel of int16 at 8 kHz."
+            f"PCM has shape {pcm.shape} and type {pcm.dtype}; Codec 2 reads one channel of int16 at 8 kHz."
         )
     return np.ascontiguousarray(pcm)
 
 
 def encode_pcm(pcm: np.ndarray, mode: Mode) -> bytes:
-    """Return the packets of pcm, as one fresh encoder gives them.
+    """Return the packets of PCM from a fresh encoder.
 
     Args:
-        pcm: int16 (N,) at 8 kHz. What is left over after the last whole frame is dropped, as c2enc does.
+        pcm: int16 (N,) at 8 kHz. A remainder shorter than a frame is dropped, as by c2enc.
 
     Raises:
-        ValueError: pcm of another shape or type.
+        ValueError: PCM of another shape or type.
     """
     pcm = check_pcm(pcm)
     encode = _open_codec(mode).encode
@@ -55,14 +58,14 @@ def encode_pcm(pcm: np.ndarray, mode: Mode) -> bytes:
 
 
 class Decoder:
-    """One stream from packets to pcm; carries the decoder's state from call to call."""
+    """Decodes the packets of one stream; the decoder's state is carried from call to call."""
 
     def __init__(self, mode: Mode) -> None:
         self._codec = _open_codec(mode)
         self._packet_bytes = mode.packet_bytes
 
     def decode(self, packets: bytes) -> np.ndarray:
-        """Return the pcm of whole packets, int16 (frames * pcm_per_frame,) at 8 kHz.
+        """Return the PCM of whole packets, int16 (frames * pcm_per_frame,) at 8 kHz.
 
         Raises:
             ValueError: the length is not a whole number of packets.
@@ -75,23 +78,26 @@ class Decoder:
 
 
 def decode_packets(packets: bytes, mode: Mode) -> np.ndarray:
-    """Return the pcm of packets decoded from a fresh start, int16 at 8 kHz."""
+    """Return the PCM of packets from a fresh decoder, int16 (frames * pcm_per_frame,) at 8 kHz."""
     return Decoder(mode).decode(packets)
 
 
 def decode_frames(frames: np.ndarray, mode: Mode) -> np.ndarray:
-    """Return the pcm of frames (T, F) decoded from a fresh start, int16 at 8 kHz."""
+    """Return the PCM of frames (T, F) from a fresh decoder, int16 (T * pcm_per_frame,) at 8 kHz."""
     return decode_packets(pack_packets(frames, mode), mode)
 
 
 def silence_frame(mode: Mode) -> np.ndarray:
-    """Return the frame that digital silence settles to, (F,): what to pad with, as the all-zero frame is a sound."""
+    """Return the frame of digital silence, (F,). Pad with it: the frame of zeros is a sound.
+
+    It is the frame that a long silence settles to; a fresh encoder's first frame of silence is voiced.
+    """
     pcm = np.zeros(mode.pcm_per_frame * (mode.warmup_frames + 1), np.int16)
     return unpack_packets(encode_pcm(pcm, mode), mode)[-1]
 
 
 def c2_header(mode: Mode) -> bytes:
-    """Return the seven bytes that open a .c2 file: magic, version, mode, flags (none: Gray coded)."""
+    """Return the seven bytes at the start of a .c2 file: magic, version, mode, flags (0: Gray coded)."""
     return C2_MAGIC + C2_VERSION + bytes([mode.header_id, 0])
 
 
@@ -99,7 +105,7 @@ def parse_c2(data: bytes, where: str) -> tuple[bytes, Mode]:
     """Return the packets and the mode of a .c2 file's bytes.
 
     Args:
-        where: what to call it in messages.
+        where: the name of the file in error messages.
 
     Raises:
         ValueError: no Codec 2 header, an unknown mode, or bytes that are not whole packets.
@@ -107,14 +113,14 @@ def parse_c2(data: bytes, where: str) -> tuple[bytes, Mode]:
     Source: `struct c2_header` of Codec 2's src/c2file.h.
     """
     if len(data) < C2_HEADER_BYTES or not data.startswith(C2_MAGIC):
-        raise ValueError(f"{where}: does not open with Codec 2's header (c0 de c2). Was it written by c2enc as .bin?")
+        raise ValueError(f"{where}: does not start with Codec 2's header (c0 de c2). Did c2enc write it as .bin?")
     header_id = data[5]
     modes = [mode for mode in MODES.values() if mode.header_id == header_id]
     if not modes:
-        raise ValueError(f"{where}: its header names mode number {header_id}, which is none of {', '.join(MODES)}.")
+        raise ValueError(f"{where}: unknown mode number {header_id} in its header; known are {', '.join(MODES)}.")
     if data[6]:
         raise ValueError(
-            f"{where}: its header has flags {data[6]:#x} (packets not Gray coded), which are not read here."
+            f"{where}: its header has flags {data[6]:#x} (packets not Gray coded), which babble does not read."
         )
     packets, mode = data[C2_HEADER_BYTES:], modes[0]
     if len(packets) % mode.packet_bytes:
@@ -136,16 +142,16 @@ def write_c2(path: Path, frames: np.ndarray, mode: Mode) -> None:
 
 
 def parse_c2cb(data: bytes, mode: Mode, where: str) -> np.ndarray:
-    """Return the frames (T, F) of a 2017 corpus: a byte a field, Gray code already undone, no header.
+    """Return the frames (T, F) of a corpus file of 2017: one byte per field, in natural binary, no header.
 
-    Mode 1300 has 16 bytes a frame. Mode 3200 has 13: its two voicing bits are one value, 2 * v0 + v1 (the files that
-    were published hold only 0 and 1; the 2017 text calls it the one voicing bit).
+    Mode 1300 has 16 bytes per frame. Mode 3200 has 13, because its two voicing bits are one value, 2 * v0 + v1 (the
+    published files contain only 0 and 1; the 2017 text calls it the voicing bit).
 
     Raises:
-        ValueError: another mode, a length that is not whole frames, or an illegal level.
+        ValueError: another mode, a length that is not a whole number of frames, or an illegal level.
     """
     if mode.name not in ("1300", "3200"):
-        raise ValueError(f"{where}: .c2cb files are of mode 1300 or 3200, not {mode.name}.")
+        raise ValueError(f"{where}: .c2cb files have mode 1300 or 3200, not {mode.name}.")
     width = mode.num_fields if mode.name == "1300" else mode.num_fields - 1
     if len(data) % width:
         raise ValueError(f"{where}: truncated: {len(data)} bytes are not a whole number of {width}-byte frames.")
@@ -155,7 +161,7 @@ def parse_c2cb(data: bytes, mode: Mode, where: str) -> np.ndarray:
     else:
         voicing = bytes_TB[:, :1]
         if voicing.max(initial=0) > 3:
-            raise ValueError(f"{where}: voicing is {voicing.max()}, but two voicing bits make 0 to 3.")
+            raise ValueError(f"{where}: voicing is {voicing.max()}, but the range of two voicing bits is 0 to 3.")
         frames = np.concatenate([voicing >> 1, voicing & 1, bytes_TB[:, 1:]], axis=1)
     check_levels(frames, mode, where)
     return frames
@@ -164,19 +170,3 @@ def parse_c2cb(data: bytes, mode: Mode, where: str) -> np.ndarray:
 def read_c2cb(path: Path, mode: Mode) -> np.ndarray:
     """Return the frames (T, F) of a .c2cb file; raises as `parse_c2cb` does."""
     return parse_c2cb(path.read_bytes(), mode, str(path))
-
-
-def write_c2cb(path: Path, frames: np.ndarray, mode: Mode) -> None:
-    """Write frames as a 2017 corpus, the inverse of `read_c2cb`.
-
-    Raises:
-        ValueError: a mode other than 1300 or 3200, or an illegal level.
-    """
-    check_levels(frames, mode, f"frames for {path}")
-    if mode.name == "1300":
-        path.write_bytes(frames.astype(np.uint8).tobytes())
-    elif mode.name == "3200":
-        merged = (frames[:, :1] << 1) | frames[:, 1:2]
-        path.write_bytes(np.concatenate([merged, frames[:, 2:]], axis=1).astype(np.uint8).tobytes())
-    else:
-        raise ValueError(f"{path}: .c2cb files are of mode 1300 or 3200, not {mode.name}.")

@@ -1,22 +1,25 @@
-"""What if a field said something else: the same speech at one pitch, louder, with one spectrum, or as a whisper.
+"""Edits of speech frames, to hear what each group of fields contributes: flat pitch, louder, one spectrum, a whisper.
 
-Rules name a group of fields and what becomes of it, so that one hears what the group carries:
+    edits = parse_edits("pitch=flat:120,lsp=mean", mode)
+    frames = apply_edits(frames, edits, mode)
 
-    pitch=flat:120    all at 120 Hz               pitch=mean     at the speech's own mean
-    energy=+6dB       louder, or softer by -6dB   energy=flat:25, energy=mean
+The edits, as `--what-if` takes them, separated by commas:
+
+    pitch=flat:120    all at 120 Hz                        pitch=mean     all at the mean pitch
+    energy=+6dB       louder, or softer with -6dB          energy=flat:25, energy=mean
     lsp=mean          the mean spectrum in every frame
-    voicing=off       a whisper                   voicing=on     a buzz
+    voicing=off       a whisper                            voicing=on     a buzz
 
-Several go together: "pitch=flat:120,lsp=mean". In: frames of any speech. Out: frames, of the nearest levels that there
-are; fields of other groups stay as they are.
+Values are rounded to the nearest level. Fields of other groups stay unchanged.
 """
 
 import re
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 
-from babble.codec.frames import Mode, energy_db, is_voiced, pitch_hz
+from babble.codec.frames import Group, Mode, energy_db, is_voiced, pitch_hz
 
 UNITS = {"pitch": "Hz", "energy": "dB"}
 FORMS = {
@@ -29,58 +32,59 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Edit:
-    """What becomes of a group of fields.
+    """A change of one group of fields.
 
     Attributes:
-        group: "pitch", "energy", "lsp" or "voicing".
-        kind: "flat" and "shift" take an amount, "mean", "on" and "off" none.
-        amount: Hz or dB.
+        group: the group that changes.
+        kind: "flat" and "shift" use an amount; "mean", "on" and "off" do not.
+        amount: Hz for pitch, dB for energy.
     """
 
-    group: str
-    kind: str
+    group: Group
+    kind: Literal["flat", "shift", "mean", "on", "off"]
     amount: float = 0.0
 
 
 def parse_edits(text: str, mode: Mode) -> tuple[Edit, ...]:
-    """Return the edits that a user's `--what-if` means.
+    """Return the edits in a text such as "pitch=flat:120,lsp=mean".
 
     Raises:
-        ValueError: a edit that can't be read, that this mode has no fields for or only labels, or a value that no level
-            comes near.
+        ValueError: an unknown edit, a group that this mode does not have or codes as a label, or a value out of range.
     """
-    edits = tuple(_read_rule(part.strip(), text) for part in text.split(","))
+    edits = tuple(_parse_edit(part.strip(), text) for part in text.split(","))
     for edit in edits:
         columns = mode.group_indices(edit.group)
         if not columns or any(mode.fields[f].kind == "label" for f in columns):
-            found = "codes it as a label, which has no neighbours" if columns else "has no fields of it"
+            found = "codes it as a label, which has no neighbouring levels" if columns else "has no fields for it"
             raise ValueError(f"--what-if {text}: {edit.group} can't be changed in mode {mode.name}, which {found}.")
         if edit.kind == "flat":
-            values_V = _values(edit.group, mode)
+            values_V = _level_values(edit.group, mode)
             low, high = np.nanmin(values_V), np.nanmax(values_V)
             if not low <= edit.amount <= high:
                 unit = UNITS[edit.group]
                 raise ValueError(
-                    f"--what-if {text}: {edit.group} of mode {mode.name} goes from {low:g} to {high:g} {unit}."
+                    f"--what-if {text}: {edit.group} in mode {mode.name} must be from {low:g} to {high:g} {unit}."
                 )
     return edits
 
 
-def _read_rule(part: str, text: str) -> Edit:
+def _parse_edit(part: str, text: str) -> Edit:
     number = r"([+-]?\d+(?:\.\d+)?)"
     if match := re.fullmatch(rf"(pitch|energy)=flat:{number}", part):
-        return Edit(match[1], "flat", float(match[2]))
+        return Edit(cast(Group, match[1]), "flat", float(match[2]))
     if match := re.fullmatch(rf"energy=(?=[+-]){number}dB", part):
         return Edit("energy", "shift", float(match[1]))
-    if match := re.fullmatch(r"(pitch|energy|lsp)=(mean)|(voicing)=(on|off)", part):
-        return Edit(match[1] or match[3], match[2] or match[4])
+    if match := re.fullmatch(r"(pitch|energy|lsp)=mean", part):
+        return Edit(cast(Group, match[1]), "mean")
+    if part in ("voicing=on", "voicing=off"):
+        return Edit("voicing", "on" if part == "voicing=on" else "off")
     group = part.partition("=")[0]
     known = [FORMS[group]] if group in FORMS else list(FORMS.values())
-    raise ValueError(f"--what-if {text}: {part!r} can't be read; there is {'; '.join(known)}.")
+    raise ValueError(f"--what-if {text}: {part!r} must be one of: {'; '.join(known)}.")
 
 
-def _values(group: str, mode: Mode) -> np.ndarray:
-    """Return what each level of pitch or energy stands for, in Hz or dB (V,); NaN where it stands for none."""
+def _level_values(group: str, mode: Mode) -> np.ndarray:
+    """Return the value of each level of pitch or energy, in Hz or dB (V,); NaN for a level that means unvoiced."""
     columns = mode.group_indices(group)
     frames = np.zeros((mode.fields[columns[-1]].levels, mode.num_fields), np.int64)
     frames[:, mode.group_indices("voicing")] = 1
@@ -91,10 +95,10 @@ def _values(group: str, mode: Mode) -> np.ndarray:
 
 
 def apply_edits(frames: np.ndarray, edits: tuple[Edit, ...], mode: Mode) -> np.ndarray:
-    """Return a copy of frames (T, F) in which the edits hold.
+    """Return a copy of frames (T, F) with the edits applied.
 
-    Values become those of the nearest level; what lies beyond the last level becomes that. A mean is taken over these
-    frames, of pitch over the voiced ones alone; where none is, pitch stays.
+    Values are rounded to the nearest level and clipped to the range of levels. A mean is taken over these frames, that
+    of pitch over the voiced frames; if none is voiced, pitch stays unchanged.
     """
     changed = frames.copy()
     for edit in edits:
@@ -109,8 +113,8 @@ def apply_edits(frames: np.ndarray, edits: tuple[Edit, ...], mode: Mode) -> np.n
 
 
 def _new_levels(frames: np.ndarray, edit: Edit, mode: Mode) -> np.ndarray:
-    """Return the levels (T, columns) that a edit gives to pitch or energy."""
-    values_V = _values(edit.group, mode)
+    """Return the levels (T, columns) of pitch or energy after an edit."""
+    values_V = _level_values(edit.group, mode)
     levels = frames[:, mode.group_indices(edit.group)]
     now = values_V[levels]
     if edit.kind == "shift":
@@ -118,10 +122,10 @@ def _new_levels(frames: np.ndarray, edit: Edit, mode: Mode) -> np.ndarray:
     elif edit.kind == "flat":
         wanted = np.full(now.shape, edit.amount)
     else:
-        is_heard = is_voiced(frames, mode) if edit.group == "pitch" else np.ones(len(frames), bool)
-        if not is_heard.any():
+        is_used = is_voiced(frames, mode) if edit.group == "pitch" else np.ones(len(frames), bool)
+        if not is_used.any():
             return levels
-        wanted = np.full(now.shape, np.nanmean(now[is_heard]))
+        wanted = np.full(now.shape, np.nanmean(now[is_used]))
     nearest = np.nanargmin(np.abs(wanted[..., None] - values_V), axis=-1)
-    # A level that stands for no pitch says "unvoiced" (mode 700C): that is another field's matter.
+    # In mode 700C a level of pitch means "unvoiced"; an edit of pitch does not change voicing.
     return np.where(np.isnan(now), levels, nearest)

@@ -1,78 +1,81 @@
-"""Hears a stream of frames and notices, while it runs, the known ways in which free-running babble fails.
+"""Detectors for the known failures of generation: silence, a held tone, a pulse, a loop.
 
     guard = Guard(mode)
     for block in stream:
         for alarm in guard.update(block): ...
 
-In: frames of any mode, in blocks of any size. Out: an `Alarm` when a failure is noticed; one for as long as it lasts.
+Input: frames of any mode, in blocks of any size. Output: an `Alarm` when a failure is detected, once per failure.
 
-Once a second the guard looks back. The last `WINDOW_SECONDS` are compared with what was heard one frame earlier, two
-frames, and so on up to `LONGEST_LOOP_SECONDS`; two frames are as alike as the share of their fields that are the same,
-give or take a sixteenth of the field's levels (labels, voicing and coarse fields: exactly). Then, the first that holds:
+Once per second the last `WINDOW_SECONDS` are compared with the frames one frame earlier, two frames earlier, and so on
+up to `LONGEST_LOOP_SECONDS`. The similarity of two frames is the share of fields with equal levels, within a sixteenth
+of the number of levels (labels, voicing and coarse fields: exactly equal). The first of these that holds is reported:
 
-1. silence: every frame quiet for longer than any pause, or for a whole window without even a pause's noise;
-2. tone: alike from each frame to the next;
-3. pulse: alike after a period of up to `LONGEST_PULSE_SECONDS`;
-4. loop: alike after a longer one.
+1. silence: every frame is quiet for longer than any pause, or for a whole window without the noise of a pause;
+2. tone: each frame is similar to the next;
+3. pulse: the frames repeat with a period of up to `LONGEST_PULSE_SECONDS`;
+4. loop: they repeat with a longer period.
 
-Quiet frames are no evidence of the last three. Modes whose labels hold the energy (2400, 1400, 1200) can't tell a
-quiet frame from a loud one: there it is one without voicing, so a pause with a little noise in it is not noticed.
+Quiet frames are no evidence of the last three. In modes that code the energy in a label (2400, 1400, 1200) a quiet
+frame can't be recognized: there it is an unvoiced frame, so a silence with some noise in it is not detected.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from babble.codec.frames import Mode
 
-KINDS = ("silence", "tone", "pulse", "loop")
+Kind = Literal["silence", "tone", "pulse", "loop"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
-# Calibrated so that no alarm fires on real speech: 13.7 hours of the Tale (parts 1 to 13), 1.6 hours of kathleen and
-# 1.2 of margot in mode 1300, and 2.8 hours of the three in each other mode. In brackets what they came up to.
+# The constants are calibrated so that real speech raises no alarm: 13.7 hours of the Tale (parts 1 to 13), 1.6 hours of
+# kathleen and 1.2 of margot in mode 1300, and 2.8 hours of the three in each other mode. The extreme values found there
+# are in brackets.
 
-# Shorter windows find slow vowels alike, longer ones notice later.
+# With shorter windows slow vowels look like tones; with longer ones failures are detected later.
 WINDOW_SECONDS = 4
-# Spread over a window: every frame of it would cost three to five times as much.
+# Frames of a window that are compared, evenly spaced: comparing every frame would take three to five times as long.
 PROBES = 40
-# Slower repetition is heard as a passage that comes again.
+# A slower repetition sounds like a phrase that comes again.
 LONGEST_PULSE_SECONDS = 0.5
 LONGEST_LOOP_SECONDS = 10
 LOOK_SECONDS = 1
-# Share of fields that are the same, mean over a window (0.84 in a tone of mode 3200, 0.78 in 1300, 0.82 in loops).
-ALIKE = 0.9
-# A word in a pause is alike to another by chance.
+# Minimum similarity, as a mean over a window (0.84 for a tone in mode 3200, 0.78 in 1300, 0.82 for loops).
+MIN_SIMILARITY = 0.9
+# A word in a pause resembles another word by chance.
 MIN_LOUD_PROBES = 12
-# Share of the energy's levels below which a frame is quiet: up to 4 dB, 20 dB in mode 700C.
+# Share of the energy levels below which a frame is quiet: up to 4 dB, 20 dB in mode 700C.
 QUIET = 0.3
-# Between two chapters a narrator may be silent for long (10.3).
+# A narrator may pause for long between two chapters (10.3).
 SILENCE_SECONDS = 15
-# The noise of a pause moves on from frame to frame (0.89); a network that fell silent does not.
+# The noise of a pause changes from frame to frame (0.89); a network that fell silent repeats its frame.
 STILL = 0.97
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """A failure that was noticed.
+    """A detected failure.
 
     Attributes:
         kind: one of `KINDS`.
-        first_frame: where what shows it began, in frames since the guard began to hear.
-        frames: how long it had lasted when it was noticed.
-        period_frames: after how many frames it repeats; 1 for a tone, 0 for silence.
+        first_frame: where the failure began, in frames since the start of the stream.
+        frames: how long it had lasted when it was detected.
+        period_frames: number of frames after which it repeats; 1 for a tone, 0 for silence.
     """
 
-    kind: str
+    kind: Kind
     first_frame: int
     frames: int
     period_frames: int
 
 
 class Guard:
-    """Hears one stream.
+    """Detects the failures of one stream.
 
     Attributes:
-        failing: the failure that lasts at this moment, if any.
+        failing: the failure at the end of the stream, if any.
     """
 
     def __init__(self, mode: Mode) -> None:
@@ -81,7 +84,7 @@ class Guard:
         self._window = WINDOW_SECONDS * rate
         self._lags = LONGEST_LOOP_SECONDS * rate
         self._pulse_lags = round(LONGEST_PULSE_SECONDS * rate)
-        self._look = LOOK_SECONDS * rate
+        self._check_every = LOOK_SECONDS * rate
         self._silence = SILENCE_SECONDS * rate
         tolerance_F = np.where([field.kind == "ordered" for field in mode.fields], mode.levels // 16, 0)
         self._tolerance_FP = tolerance_F.astype(mode.dtype)[:, None]
@@ -89,21 +92,21 @@ class Guard:
         # Fields first: sums over a few long rows are many times faster than over many short ones.
         self._past_FT = np.zeros((mode.num_fields, self._window + self._lags), mode.dtype)
         self._is_loud = np.zeros(self._past_FT.shape[1], bool)
-        # Views: row t of them has what was heard before frame t of the window, the oldest first.
+        # Views: row t has the frames before frame t of the window, the oldest first.
         self._before_FTL = sliding_window_view(self._past_FT, self._lags, axis=1)
         self._was_loud_TL = sliding_window_view(self._is_loud, self._lags)
-        self._heard = 0
-        self._quiet = 0
+        self._num_frames = 0
+        self._num_quiet = 0
         self.failing: Alarm | None = None
 
     def update(self, frames: np.ndarray) -> list[Alarm]:
-        """Return what was noticed in a block of frames (T, F) that continues the stream; nothing of it is changed."""
+        """Return the failures that begin to show in a block of frames (T, F), the next ones of the stream."""
         alarms = []
         while len(frames):
-            block = frames[: self._look - self._heard % self._look]
+            block = frames[: self._check_every - self._num_frames % self._check_every]
             frames = frames[len(block) :]
             self._remember(block)
-            if self._heard % self._look == 0:
+            if self._num_frames % self._check_every == 0:
                 found = self._find_failure()
                 if found and (self.failing is None or self.failing.kind != found.kind):
                     alarms.append(found)
@@ -115,53 +118,54 @@ class Guard:
     def _remember(self, block: np.ndarray) -> None:
         is_loud = _is_loud(block, self._mode)
         loud_at = np.flatnonzero(is_loud)
-        self._quiet = len(block) - 1 - int(loud_at[-1]) if len(loud_at) else self._quiet + len(block)
+        self._num_quiet = len(block) - 1 - int(loud_at[-1]) if len(loud_at) else self._num_quiet + len(block)
         keep = len(block)
         self._past_FT[:, :-keep] = self._past_FT[:, keep:]
         self._past_FT[:, -keep:] = block.T
         self._is_loud[:-keep] = self._is_loud[keep:]
         self._is_loud[-keep:] = is_loud
-        self._heard += keep
+        self._num_frames += keep
 
     def _find_failure(self) -> Alarm | None:
-        if self._heard <= self._window:
+        if self._num_frames <= self._window:
             return None
-        alike, still = self._compare()
-        if self._quiet >= self._silence or (self._quiet >= self._window and still >= STILL):
-            return Alarm("silence", self._heard - self._quiet, self._quiet, 0)
-        lags = np.flatnonzero(alike >= ALIKE) + 1
+        similarity, still = self._compare()
+        if self._num_quiet >= self._silence or (self._num_quiet >= self._window and still >= STILL):
+            return Alarm("silence", self._num_frames - self._num_quiet, self._num_quiet, 0)
+        lags = np.flatnonzero(similarity >= MIN_SIMILARITY) + 1
         if len(lags) == 0:
             return None
-        # The shortest period: a tone is alike after any.
+        # The shortest period: a tone repeats with any.
         lag = int(lags[0])
-        kind = "tone" if lag == 1 else "pulse" if lag <= self._pulse_lags else "loop"
+        kind: Kind = "tone" if lag == 1 else "pulse" if lag <= self._pulse_lags else "loop"
         frames = self._window + lag
-        return Alarm(kind, self._heard - frames, frames, lag)
+        return Alarm(kind, self._num_frames - frames, frames, lag)
 
     def _compare(self) -> tuple[np.ndarray, float]:
-        """Return how alike the window is to what came 1, 2, ... frames earlier, and how still it is, quiet or not.
+        """Return the similarity of the window to the frames 1, 2, ... frames earlier.
 
         Returns:
-            float64 (lags,) from 0 to 1: over the probes of which either frame is loud; where
-            these are too few, they are filled up with unlike ones.
+            Similarity for each lag, float64 (lags,) from 0 to 1, over the probes with a loud frame; if these are fewer
+            than `MIN_LOUD_PROBES`, the missing ones count as different. And the similarity for a lag of one frame over
+            all probes, quiet ones too.
         """
-        lags = min(self._lags, self._heard - self._window)
+        lags = min(self._lags, self._num_frames - self._window)
         first = self._lags - lags
         now = self._lags + self._probes
         lowest_FP = self._past_FT[:, now] - self._tolerance_FP
         before_FPL = self._before_FTL[:, self._probes, first:]
-        # Unsigned, what is below the lowest wraps far above the highest: one comparison for both.
+        # Unsigned: a level below the lowest wraps far above the highest, so one comparison checks both.
         is_same_FPL = before_FPL - lowest_FP[:, :, None] <= 2 * self._tolerance_FP[:, :, None]
         same_PL = is_same_FPL.view(np.uint8).sum(axis=0, dtype=np.uint8)
         loud_PL = self._was_loud_TL[self._probes, first:] | self._is_loud[now, None]
         num_loud = loud_PL.sum(axis=0)
-        alike = (same_PL * loud_PL).sum(axis=0) / (self._mode.num_fields * np.maximum(num_loud, MIN_LOUD_PROBES))
+        similarity = (same_PL * loud_PL).sum(axis=0) / (self._mode.num_fields * np.maximum(num_loud, MIN_LOUD_PROBES))
         # The last column is the lag of one frame.
-        return alike[::-1], float(same_PL[:, -1].mean() / self._mode.num_fields)
+        return similarity[::-1], float(same_PL[:, -1].mean() / self._mode.num_fields)
 
 
 def _is_loud(frames: np.ndarray, mode: Mode) -> np.ndarray:
-    """Return whether each frame is more than a pause, bool (T,)."""
+    """Return whether each frame is louder than a pause, bool (T,)."""
     columns = mode.group_indices("energy")
     if not columns:
         return np.any(frames[:, mode.group_indices("voicing")] == 1, axis=1)

@@ -1,17 +1,22 @@
-"""What a frame is in each Codec 2 mode: the one table that every other file asks.
+"""The frames of each Codec 2 mode: one table of fields, and conversions between packets, frames and physical units.
 
-In: the packets of a mode, as Codec 2 stores them. Out: frames, arrays (T, F) of levels. In between:
+Input: the packets of a mode, as Codec 2 stores them. Output: frames, arrays (T, F) of levels.
 
-1. `MODES` says for each mode its fields in stream order, their bits and kinds, and how the bits are coded.
-2. `unpack_packets` and `pack_packets` go between packets and frames, whole recordings at once.
-3. `check_levels` is the door: nothing illegal is packed or trained on.
-4. `pitch_hz`, `energy_db` and `lsp_hz` turn levels into physical units, where a mode has them.
+1. `MODES` lists the fields of each mode in stream order, their bits and kinds, and how the bits are coded.
+2. `unpack_packets` and `pack_packets` convert between packets and frames, whole recordings at once.
+3. `check_levels` rejects illegal levels before anything is packed or trained on.
+4. `pitch_hz`, `energy_db` and `lsp_hz` convert levels to physical units, in the modes that have them.
+
+    mode = get_mode("1300")
+    frames = unpack_packets(packets, mode)
+    hz = pitch_hz(frames, mode)
 
 Source: Codec 2's src/codec2.c, src/quantise.c and src/newamp1.c; its names are kept (Wo, E, lsp, WoE, vq).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,7 +24,8 @@ SAMPLE_RATE_HZ = 8000
 MIN_PITCH_HZ = 50.0
 MAX_PITCH_HZ = 400.0
 
-GROUPS = ("voicing", "pitch", "energy", "lsp")
+Group = Literal["voicing", "pitch", "energy", "lsp"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 @dataclass(frozen=True)
@@ -27,23 +33,23 @@ class Field:
     """One of a frame's integers.
 
     Attributes:
-        name: Codec 2's name for it, with a number or sub-frame letter where there are several.
-        bits: its width; its levels are 0 to 2**bits - 1.
-        group: "voicing", "pitch", "energy" or "lsp"; a joint pitch and energy label counts as "pitch", and every
-            label of the spectrum as "lsp".
-        kind: "binary"; "ordered", a quantity whose levels have distances; or "label", an index into a codebook.
-        sub_frame: which 10 ms of the frame it describes, counted from 0.
+        name: its name in Codec 2, with a number or sub-frame letter if there are several.
+        bits: its width; the levels are 0 to 2**bits - 1.
+        group: what it describes; a joint label of pitch and energy counts as "pitch", every label of the spectrum as
+            "lsp".
+        kind: "binary"; "ordered", a quantity with distances between levels; or "label", an index into a codebook.
+        sub_frame: the 10 ms of the frame that it describes, counted from 0.
     """
 
     name: str
     bits: int
-    group: str
-    kind: str
+    group: Group
+    kind: Literal["binary", "ordered", "label"]
     sub_frame: int
 
     @property
     def levels(self) -> int:
-        """How many levels the field has."""
+        """Number of levels."""
         return 1 << self.bits
 
 
@@ -52,15 +58,15 @@ class Mode:
     """One Codec 2 mode: its fields in stream order and how they are stored.
 
     Attributes:
-        name: what Codec 2 calls it, also its bit rate: "1300", "700C".
+        name: its name in Codec 2, which is its bit rate: "1300", "700C".
         header_id: the mode's number in the header of a .c2 file.
         frame_ms: length of a frame in milliseconds.
-        is_gray: whether fields wider than a bit are Gray coded in a packet.
-        fields: in stream order, spare bits left out.
-        spare_bits: zeros behind the last field that count as bits of the frame.
-        warmup_frames: how many frames a fresh encoder needs before its frames are those of one that has run on.
-        is_encoding_local: whether, after these, they are exactly the same; where it is False (predictive modes) a
-            recording encoded in pieces differs a little from one encoded whole.
+        is_gray: whether fields wider than one bit are Gray coded in a packet.
+        fields: in stream order, without spare bits.
+        spare_bits: zeros after the last field that count as bits of the frame.
+        warmup_frames: number of frames after which a fresh encoder gives the frames of a continuous one.
+        is_encoding_local: whether they are then exactly the same. If not (predictive modes), a recording encoded in
+            chunks differs slightly from one encoded whole.
     """
 
     name: str
@@ -84,41 +90,41 @@ class Mode:
 
     @property
     def num_fields(self) -> int:
-        """How many integers a frame has."""
+        """Number of integers per frame."""
         return len(self.fields)
 
     @property
     def bits(self) -> int:
-        """Bits a frame, spare ones included."""
+        """Bits per frame, with spare bits."""
         return sum(field.bits for field in self.fields) + self.spare_bits
 
     @property
     def packet_bytes(self) -> int:
-        """Bytes a frame takes in a .c2 file."""
+        """Bytes per frame in a .c2 file."""
         return (self.bits + 7) // 8
 
     @property
     def frames_per_second(self) -> int:
-        """Frames in a second of speech: 25 or 50."""
+        """Frames per second of speech: 25 or 50."""
         return 1000 // self.frame_ms
 
     @property
     def pcm_per_frame(self) -> int:
-        """Values of 8 kHz pcm that one frame encodes: 160 or 320."""
+        """Values of 8 kHz PCM per frame: 160 or 320."""
         return SAMPLE_RATE_HZ * self.frame_ms // 1000
 
     def group_indices(self, group: str) -> list[int]:
-        """Return the columns of a group's fields in stream order; empty where the mode has none."""
+        """Return the columns of the fields of a group in stream order; empty if the mode has none."""
         return [f for f, field in enumerate(self.fields) if field.group == group]
 
     @property
     def groups(self) -> list[str]:
-        """The groups that this mode has fields of, in the order of `GROUPS`."""
+        """The groups of this mode's fields, in the order of `GROUPS`."""
         return [group for group in GROUPS if self.group_indices(group)]
 
     @property
     def has_labels(self) -> bool:
-        """Whether some field is a codebook index, so that no distance over whole frames means anything."""
+        """Whether any field is a codebook index; a distance between whole frames is meaningless then."""
         return any(field.kind == "label" for field in self.fields)
 
 
@@ -138,8 +144,13 @@ def _lsps(sub_frame: int) -> tuple[Field, ...]:
     return tuple(Field(f"lsp{i}", bits, "lsp", "ordered", sub_frame) for i, bits in enumerate(widths))
 
 
-def _labels(names: tuple[str, ...], bits: int, group: str, sub_frame: int) -> tuple[Field, ...]:
+def _labels(names: tuple[str, ...], bits: int, group: Group, sub_frame: int) -> tuple[Field, ...]:
     return tuple(Field(name, bits, group, "label", sub_frame) for name in names)
+
+
+def _labelled_pitches() -> tuple[Field, ...]:
+    pitch_a, pitch_b = _labels(("WoE_a",), 8, "pitch", 1), _labels(("WoE_b",), 8, "pitch", 3)
+    return (*_voicing(0, 1), *pitch_a, *_voicing(2, 3), *pitch_b)
 
 
 MODES: dict[str, Mode] = {
@@ -150,11 +161,7 @@ MODES: dict[str, Mode] = {
             header_id=0,
             frame_ms=20,
             is_gray=True,
-            fields=(
-                *_voicing(0, 1),
-                *_scalars("", 1),
-                *(Field(f"lspd{i}", 5, "lsp", "ordered", 1) for i in range(10)),
-            ),
+            fields=(*_voicing(0, 1), *_scalars("", 1), *(Field(f"lspd{i}", 5, "lsp", "ordered", 1) for i in range(10))),
         ),
         Mode(
             "2400",
@@ -178,13 +185,7 @@ MODES: dict[str, Mode] = {
             header_id=3,
             frame_ms=40,
             is_gray=True,
-            fields=(
-                *_voicing(0, 1),
-                *_labels(("WoE_a",), 8, "pitch", 1),
-                *_voicing(2, 3),
-                *_labels(("WoE_b",), 8, "pitch", 3),
-                *_lsps(3),
-            ),
+            fields=(*_labelled_pitches(), *_lsps(3)),
             warmup_frames=2000,
             is_encoding_local=False,
         ),
@@ -200,13 +201,7 @@ MODES: dict[str, Mode] = {
             header_id=5,
             frame_ms=40,
             is_gray=True,
-            fields=(
-                *_voicing(0, 1),
-                *_labels(("WoE_a",), 8, "pitch", 1),
-                *_voicing(2, 3),
-                *_labels(("WoE_b",), 8, "pitch", 3),
-                *_labels(("vq0", "vq1", "vq2"), 9, "lsp", 3),
-            ),
+            fields=(*_labelled_pitches(), *_labels(("vq0", "vq1", "vq2"), 9, "lsp", 3)),
             spare_bits=1,
             warmup_frames=2000,
             is_encoding_local=False,
@@ -219,7 +214,7 @@ MODES: dict[str, Mode] = {
             fields=(
                 *_labels(("vq0", "vq1"), 9, "lsp", 3),
                 Field("energy", 4, "energy", "ordered", 3),
-                # Level 0 says "unvoiced"; 1 to 63 are ordered.
+                # Level 0 means "unvoiced"; 1 to 63 are ordered.
                 Field("Wo", 6, "pitch", "ordered", 3),
             ),
         ),
@@ -228,39 +223,39 @@ MODES: dict[str, Mode] = {
 
 
 def get_mode(name: str | int) -> Mode:
-    """Return the mode of that name.
+    """Return a mode by its name.
 
     Args:
-        name: one of `MODES`; numbers are taken too (YAML reads 1300 as one), and 700 for 700C.
+        name: one of `MODES`, also as a number (as YAML reads 1300), and 700 for 700C.
 
     Raises:
-        ValueError: Codec 2 has no such mode.
+        ValueError: unknown mode.
     """
     key = "700C" if str(name).upper() in ("700", "700C") else str(name)
     if key not in MODES:
-        raise ValueError(f"mode {name!r} is not one of Codec 2's: {', '.join(MODES)}.")
+        raise ValueError(f"mode {name!r} must be one of Codec 2's: {', '.join(MODES)}.")
     return MODES[key]
 
 
 def check_levels(frames: np.ndarray, mode: Mode, where: str) -> None:
-    """Raise if frames hold anything that `mode` has no level for: the door check.
+    """Raise if frames contain anything that is not a level of `mode`.
 
     Args:
         frames: integers (T, F).
-        mode: the mode they should be of.
-        where: what to call their origin in the message, a path or "generated frames".
+        mode: the expected mode.
+        where: origin of the frames for the message: a path or "generated frames".
 
     Raises:
-        ValueError: wrong shape or type, or an illegal level, named with its frame and field.
+        ValueError: wrong shape or type, or an illegal level; the message names frame and field.
     """
     if frames.ndim != 2 or frames.shape[1] != mode.num_fields:
         raise ValueError(
-            f"{where}: frames have shape {frames.shape}, but mode {mode.name} has {mode.num_fields} fields a frame, "
-            f"so (frames, {mode.num_fields}) was expected. Was it made with another mode?"
+            f"{where}: frames have shape {frames.shape}, but mode {mode.name} has {mode.num_fields} fields per "
+            f"frame, so (frames, {mode.num_fields}) was expected. Was it made with another mode?"
         )
     if not np.issubdtype(frames.dtype, np.integer):
         raise ValueError(f"{where}: frames are {frames.dtype}, but levels are integers.")
-    # Columns first: a whole hour is legal nearly always, and a maximum is far cheaper than a comparison of it all.
+    # Nearly always all levels are legal, and the maximum of each column is far cheaper than comparing every level.
     if len(frames) == 0 or ((frames.max(axis=0) < mode.levels).all() and frames.min() >= 0):
         return
     t, f = np.argwhere((frames < 0) | (frames >= mode.levels))[0]
@@ -278,20 +273,20 @@ def unpack_packets(packets: bytes, mode: Mode) -> np.ndarray:
         packets: whole packets of `mode`, one after another.
 
     Returns:
-        uint8 or uint16 array (T, F); column f counts from 0 to levels[f] - 1 in natural binary, one row a frame.
+        uint8 or uint16 array (T, F); column f counts from 0 to levels[f] - 1 in natural binary, one row per frame.
 
     Raises:
         ValueError: the length is not a whole number of packets.
 
-    Source: bit order of `codec2_encode_1300` and its kin in Codec 2's src/codec2.c: most significant bit first;
-    fields are Gray coded but in 700C.
+    Source: bit order of `codec2_encode_1300` and the like in Codec 2's src/codec2.c: most significant bit first;
+    fields are Gray coded, except in 700C.
     """
     if len(packets) % mode.packet_bytes:
         raise ValueError(
-            f"{len(packets)} bytes are not a whole number of packets: mode {mode.name} has {mode.packet_bytes} a frame."
+            f"{len(packets)} bytes are not a whole number of packets: mode {mode.name} needs {mode.packet_bytes} each."
         )
     packets_TP = np.frombuffer(packets, np.uint8).reshape(-1, mode.packet_bytes)
-    # No mode has more than 64 bits a frame: one big-endian word holds a packet.
+    # No mode has more than 64 bits per frame: a packet fits in one big-endian word.
     padded_TP = np.zeros((len(packets_TP), 8), np.uint8)
     padded_TP[:, : mode.packet_bytes] = packets_TP
     words_T = padded_TP.view(">u8")[:, 0].astype(np.uint64)
@@ -299,7 +294,7 @@ def unpack_packets(packets: bytes, mode: Mode) -> np.ndarray:
     masks_F = np.array([(1 << field.bits) - 1 for field in mode.fields], np.uint64)
     frames = ((words_T[:, None] >> (64 - ends_F)) & masks_F).astype(mode.dtype)
     if mode.is_gray:
-        # A Gray coded bit says whether the natural bit changes from the one above it.
+        # A Gray coded bit is set where the natural bit differs from the one above it.
         for shift in (1, 2, 4, 8):
             frames ^= frames >> shift
     return frames
@@ -329,16 +324,17 @@ def _column(frames: np.ndarray, mode: Mode, name: str) -> np.ndarray:
 
 
 def is_voiced(frames: np.ndarray, mode: Mode) -> np.ndarray:
-    """Return whether the sub-frame that the frame's last pitch value belongs to is voiced, bool (T,)."""
+    """Return whether the sub-frame of each frame's last pitch value is voiced, bool (T,)."""
     if mode.name == "700C":
         return _column(frames, mode, "Wo") > 0
     return frames[:, mode.group_indices("voicing")[-1]] == 1
 
 
 def pitch_hz(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
-    """Return the fundamental of each frame's last sub-frame in Hz, float64 (T,), NaN where it is unvoiced.
+    """Return the fundamental frequency of each frame's last sub-frame in Hz, float64 (T,), NaN where it is unvoiced.
 
-    None in the modes with a joint pitch and energy label (2400, 1400, 1200): their codebook is not in the API.
+    None in the modes with a joint label of pitch and energy (2400, 1400, 1200), because pycodec2 does not expose their
+    codebook.
     """
     if mode.name == "700C":
         hz = MIN_PITCH_HZ * (MAX_PITCH_HZ / MIN_PITCH_HZ) ** (_column(frames, mode, "Wo") / 64)
@@ -351,7 +347,7 @@ def pitch_hz(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
 
 
 def energy_db(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
-    """Return the energy of each frame's last sub-frame in dB, float64 (T,); None where a label holds it.
+    """Return the energy of each frame's last sub-frame in dB, float64 (T,); None in modes that code it as a label.
 
     It is the energy of the LPC residual (700C: the mean of the log spectrum), not the loudness.
     """
@@ -365,15 +361,15 @@ def energy_db(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
 # First value and step in Hz of each scalar LSP. Source: Codec 2's src/codebook/lsp1.txt to lsp10.txt.
 _LSP_FIRST_HZ = np.array([225, 325, 500, 700, 950, 1100, 1500, 2300, 2500, 2900])
 _LSP_STEP_HZ = np.array([25, 25, 50, 100, 100, 100, 100, 100, 100, 200])
-# LSP differences of mode 3200: dlsp4 to dlsp6 leave the even steps of 25 Hz after 200 Hz.
+# LSP differences of mode 3200 have steps of 25 Hz, except dlsp4 to dlsp6: steps of 50 Hz above 200 Hz.
 _FINE_DIFFERENCE_HZ = np.arange(1, 33) * 25
 _COARSE_DIFFERENCE_HZ = np.concatenate([np.arange(1, 9) * 25, 250 + np.arange(24) * 50])
 
 
 def lsp_hz(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
-    """Return the ten line spectral pairs of each frame in Hz, float64 (T, 10); None where labels hold them.
+    """Return the ten line spectral pairs of each frame in Hz, float64 (T, 10); None in modes that code them as labels.
 
-    They are as decoded from their levels, before the decoder repairs their order.
+    These are the values of the levels, before the decoder repairs their order.
     """
     columns = mode.group_indices("lsp")
     if any(mode.fields[f].kind == "label" for f in columns):
@@ -386,10 +382,10 @@ def lsp_hz(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
 
 
 def has_disordered_lsps(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
-    """Return whether a frame's LSPs decode out of order, so that the decoder must repair them, bool (T,).
+    """Return whether each frame's LSPs are out of order, so that the decoder must repair them, bool (T,).
 
-    Rare in speech (0.03 % of a long narration at 1300), so a sign of quality in frames that were drawn. None in the
-    modes whose labels hold the LSPs, and in 3200, whose differences can't be out of order.
+    It is rare in speech (0.03 % of a long narration at 1300), so it measures the quality of sampled frames. None in
+    modes that code the LSPs as labels, and in 3200, where the differences are always positive.
 
     Source: `check_lsp_order` in Codec 2's src/quantise.c.
     """

@@ -1,4 +1,4 @@
-"""What if: one group of fields changes, in the units that one hears, and nothing else does."""
+"""Edits change one group of fields, by the amount in Hz or dB, and nothing else."""
 
 from pathlib import Path
 
@@ -6,22 +6,23 @@ import numpy as np
 import pytest
 from paths import SPEECH
 
-from babble.codec.codec2 import decode_frames, read_c2
+from babble.codec.codec2 import decode_frames, encode_pcm, read_c2
 from babble.codec.edits import apply_edits, parse_edits
 from babble.codec.frames import MODES, Mode, energy_db, is_voiced, lsp_hz, pitch_hz, unpack_packets
 from babble.generate import GenerateConfig, generate
 from preprocessing.audio import open_recording
-from preprocessing.encode import encode_recording
 
 RECORDING = SPEECH / "allison-01.ogg"
 
 
-def _speech(mode: Mode) -> np.ndarray:
+def read_speech(mode: Mode) -> np.ndarray:
+    """Return 200 frames of real speech."""
     with open_recording(RECORDING) as recording:
-        return unpack_packets(encode_recording(recording.pcm_blocks(), mode, 1000), mode)[:200]
+        pcm = next(recording.pcm_blocks())
+    return unpack_packets(encode_pcm(pcm[: 200 * mode.pcm_per_frame], mode), mode)
 
 
-def _change(frames: np.ndarray, text: str, mode: Mode) -> np.ndarray:
+def change(frames: np.ndarray, text: str, mode: Mode) -> np.ndarray:
     changed = apply_edits(frames, parse_edits(text, mode), mode)
     groups = {edit.partition("=")[0].strip() for edit in text.split(",")}
     others = [f for f, field in enumerate(mode.fields) if field.group not in groups]
@@ -30,97 +31,97 @@ def _change(frames: np.ndarray, text: str, mode: Mode) -> np.ndarray:
     return changed
 
 
-def _loudness_db(pcm: np.ndarray) -> float:
+def loudness_db(pcm: np.ndarray) -> float:
     return float(10 * np.log10(np.mean(pcm.astype(float) ** 2)))
 
 
 @pytest.mark.parametrize("name", ["3200", "1600", "1300", "700C"])
-def test_pitch_and_energy_become_what_was_asked_for(name: str):
+def test_pitch_and_energy_get_the_values_of_the_edit(name: str) -> None:
     mode = MODES[name]
-    frames = _speech(mode)
+    frames = read_speech(mode)
     voiced = is_voiced(frames, mode)
-    flat = _change(frames, "pitch=flat:120", mode)
+    flat = change(frames, "pitch=flat:120", mode)
     hz = pitch_hz(flat, mode)
     assert hz is not None
     assert np.array_equal(is_voiced(flat, mode), voiced)
     assert np.nanmax(np.abs(hz - 120)) < 4
-    before, mean = pitch_hz(frames, mode), pitch_hz(_change(frames, "pitch=mean", mode), mode)
+    before, mean = pitch_hz(frames, mode), pitch_hz(change(frames, "pitch=mean", mode), mode)
     assert before is not None
     assert mean is not None
     assert np.nanstd(mean) == 0
     assert np.nanmean(mean) == pytest.approx(np.nanmean(before), abs=0.1 * np.nanmean(before))
-    db, louder = energy_db(frames, mode), energy_db(_change(frames, "energy=+6dB", mode), mode)
+    db, louder = energy_db(frames, mode), energy_db(change(frames, "energy=+6dB", mode), mode)
     assert db is not None
     assert louder is not None
     below = louder < louder.max()
     assert np.abs(louder - db - 6)[below].max() <= 1.25
 
 
-def test_the_spectrum_stands_still_and_a_whisper_has_no_voice():
+def test_the_spectrum_is_constant_and_a_whisper_is_unvoiced() -> None:
     mode = MODES["1300"]
-    frames = _speech(mode)
-    still = lsp_hz(_change(frames, "lsp=mean", mode), mode)
+    frames = read_speech(mode)
+    still = lsp_hz(change(frames, "lsp=mean", mode), mode)
     assert still is not None
     assert np.ptp(still, axis=0).max() == 0
     assert np.all(np.diff(still[0]) > 0)
-    assert not is_voiced(_change(frames, "voicing=off", mode), mode).any()
-    assert is_voiced(_change(frames, "voicing=on", mode), mode).all()
+    assert not is_voiced(change(frames, "voicing=off", mode), mode).any()
+    assert is_voiced(change(frames, "voicing=on", mode), mode).all()
 
 
-def test_what_is_asked_for_is_heard():
+def test_edits_are_audible_in_the_decoded_speech() -> None:
     mode = MODES["1300"]
-    frames = _speech(mode)
+    frames = read_speech(mode)
     frames[:, mode.group_indices("energy")] = np.minimum(frames[:, mode.group_indices("energy")], 24)
     plain = decode_frames(frames, mode)
-    softer = decode_frames(_change(frames, "energy=-6dB", mode), mode)
-    assert _loudness_db(softer) - _loudness_db(plain) == pytest.approx(-6, abs=1)
-    buzz = decode_frames(_change(frames, "pitch=flat:125,voicing=on", mode), mode).astype(float)
+    softer = decode_frames(change(frames, "energy=-6dB", mode), mode)
+    assert loudness_db(softer) - loudness_db(plain) == pytest.approx(-6, abs=1)
+    buzz = decode_frames(change(frames, "pitch=flat:125,voicing=on", mode), mode).astype(float)
     spectrum = np.abs(np.fft.rfft(buzz * np.hanning(len(buzz))))
     hz = np.fft.rfftfreq(len(buzz), 1 / 8000)
-    # All the sound is at multiples of the pitch.
-    flat = pitch_hz(_change(frames, "pitch=flat:125,voicing=on", mode), mode)
+    # Nearly all energy is at multiples of the pitch.
+    flat = pitch_hz(change(frames, "pitch=flat:125,voicing=on", mode), mode)
     assert flat is not None
     apart = np.abs((hz / flat[0] + 0.5) % 1 - 0.5)
     assert (spectrum[apart < 0.1] ** 2).sum() > 0.9 * (spectrum**2).sum()
 
 
-def test_rules_go_together_and_without_a_voiced_frame_pitch_has_no_mean():
+def test_edits_combine_and_pitch_has_no_mean_without_a_voiced_frame() -> None:
     mode = MODES["1300"]
-    frames = _speech(mode)
-    together = _change(frames, "pitch=flat:200, lsp=mean", mode)
-    assert np.array_equal(together, _change(_change(frames, "lsp=mean", mode), "pitch=flat:200", mode))
-    whisper = _change(frames, "voicing=off", mode)
-    assert np.array_equal(_change(whisper, "pitch=mean", mode), whisper)
+    frames = read_speech(mode)
+    together = change(frames, "pitch=flat:200, lsp=mean", mode)
+    assert np.array_equal(together, change(change(frames, "lsp=mean", mode), "pitch=flat:200", mode))
+    whisper = change(frames, "voicing=off", mode)
+    assert np.array_equal(change(whisper, "pitch=mean", mode), whisper)
 
 
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("pitch=flat:20", "1300", "goes from 50 to 397"),
-        ("energy=6dB", "1300", "can't be read; there is energy="),
-        ("loud=3", "1300", "can't be read; there is pitch="),
+        ("pitch=flat:20", "1300", "must be from 50 to 397"),
+        ("energy=6dB", "1300", "'energy=6dB' must be one of: energy="),
+        ("loud=3", "1300", "'loud=3' must be one of: pitch="),
         ("pitch=flat:120", "1200", "can't be changed in mode 1200, which codes it as a label"),
         ("lsp=mean", "700C", "codes it as a label"),
-        ("voicing=off", "700C", "has no fields of it"),
-        ("", "1300", "can't be read"),
+        ("voicing=off", "700C", "has no fields for it"),
+        ("", "1300", "'' must be one of"),
     ],
 )
-def test_what_nothing_could_obey_is_refused(text: str, name: str, message: str):
+def test_an_edit_without_meaning_is_rejected(text: str, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_edits(text, MODES[name])
 
 
-def test_real_speech_is_written_twice_as_it_was_and_changed(tmp_path: Path):
-    out = tmp_path / "said.wav"
+def test_real_speech_is_written_unchanged_and_edited(tmp_path: Path) -> None:
+    out = tmp_path / "speech.wav"
     edits = "pitch=flat:120,energy=+3dB"
     facts = generate(GenerateConfig(prompt=str(RECORDING), prompt_frames=100, seconds=0, what_if=edits, out=str(out)))
     assert facts[0]["frames"] == 0
     plain, mode = read_c2(out.with_suffix(".c2"))
-    changed, _ = read_c2(tmp_path / "said-what-if.c2")
-    assert np.array_equal(plain, _speech(mode)[:100])
-    assert np.array_equal(changed, _change(plain, edits, mode))
+    changed, _ = read_c2(tmp_path / "speech-what-if.c2")
+    assert np.array_equal(plain, read_speech(mode)[:100])
+    assert np.array_equal(changed, change(plain, edits, mode))
     for suffix in ("wav", "png"):
-        assert (tmp_path / f"said-what-if.{suffix}").stat().st_size > 1000
+        assert (tmp_path / f"speech-what-if.{suffix}").stat().st_size > 1000
     with pytest.raises(ValueError, match="beside a WAV"):
         GenerateConfig(what_if=edits, out="-")
     with pytest.raises(ValueError, match="with the prompt in the WAV"):

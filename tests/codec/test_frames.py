@@ -1,4 +1,4 @@
-"""The table of modes, packets <-> frames, the door check and physical units."""
+"""The table of modes, packets <-> frames, the check of levels, and physical units."""
 
 import numpy as np
 import pycodec2
@@ -25,7 +25,7 @@ def open_codec(mode: Mode) -> pycodec2.Codec2:
     return pycodec2.Codec2(700 if mode.name == "700C" else int(mode.name))
 
 
-def draw_frames(mode: Mode, num_frames: int, seed: int = 0) -> np.ndarray:
+def make_frames(mode: Mode, num_frames: int, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     return random.integers(0, mode.levels, (num_frames, mode.num_fields)).astype(mode.dtype)
 
@@ -42,7 +42,7 @@ def encode_noise_and_sweep(mode: Mode) -> bytes:
 
 
 def unpack_slowly(packets: bytes, mode: Mode) -> list[list[int]]:
-    """The reference of Codec 2's documentation: one integer of the whole packet, one field after another."""
+    """The reference: the whole packet as one integer, one field after another."""
     frames = []
     for start in range(0, len(packets), mode.packet_bytes):
         value = int.from_bytes(packets[start : start + mode.packet_bytes], "big")
@@ -61,7 +61,7 @@ def unpack_slowly(packets: bytes, mode: Mode) -> list[list[int]]:
 
 
 @ALL_MODES
-def test_a_mode_is_as_wide_and_long_as_codec_2_says(mode: Mode) -> None:
+def test_sizes_of_a_mode_match_codec_2(mode: Mode) -> None:
     codec = open_codec(mode)
     assert mode.bits == codec.bits_per_frame()
     assert mode.packet_bytes == codec.bytes_per_frame()
@@ -77,13 +77,13 @@ def test_1300_has_the_fields_of_2017() -> None:
 
 
 @ALL_MODES
-def test_groups_hold_every_field_once(mode: Mode) -> None:
+def test_every_field_is_in_one_group(mode: Mode) -> None:
     columns = [f for group in mode.groups for f in mode.group_indices(group)]
     assert sorted(columns) == list(range(mode.num_fields))
 
 
 @ALL_MODES
-def test_encoded_packets_unpack_as_the_slow_reference_and_pack_to_the_same_bytes(mode: Mode) -> None:
+def test_packets_unpack_as_in_the_reference_and_pack_to_the_same_bytes(mode: Mode) -> None:
     packets = encode_noise_and_sweep(mode)
     frames = unpack_packets(packets, mode)
     assert frames.dtype == mode.dtype
@@ -92,8 +92,8 @@ def test_encoded_packets_unpack_as_the_slow_reference_and_pack_to_the_same_bytes
 
 
 @ALL_MODES
-def test_any_legal_frames_come_back_and_spare_bits_are_zero(mode: Mode) -> None:
-    frames = draw_frames(mode, 500)
+def test_any_legal_frames_survive_the_round_trip_and_spare_bits_are_zero(mode: Mode) -> None:
+    frames = make_frames(mode, 500)
     packets = pack_packets(frames, mode)
     np.testing.assert_array_equal(unpack_packets(packets, mode), frames)
     bits = np.unpackbits(np.frombuffer(packets, np.uint8).reshape(500, -1), axis=1)
@@ -101,7 +101,7 @@ def test_any_legal_frames_come_back_and_spare_bits_are_zero(mode: Mode) -> None:
 
 
 def test_natural_packets_of_the_codec_are_the_same_frames() -> None:
-    # The codec itself says what Gray coding is: told to leave it out, it sends the same levels in natural binary.
+    # With Gray coding switched off, the codec sends the same levels in natural binary.
     mode = get_mode("1300")
     random = np.random.default_rng(2)
     gray, natural = open_codec(mode), open_codec(mode)
@@ -115,14 +115,14 @@ def test_natural_packets_of_the_codec_are_the_same_frames() -> None:
             value >>= mode.fields[f].bits
 
 
-def test_no_frames_are_no_packets() -> None:
+def test_no_frames_give_no_packets() -> None:
     for mode in MODES.values():
         assert unpack_packets(b"", mode).shape == (0, mode.num_fields)
         assert pack_packets(np.empty((0, mode.num_fields), mode.dtype), mode) == b""
 
 
-def test_part_of_a_packet_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"8 bytes are not a whole number of packets: mode 1300 has 7"):
+def test_part_of_a_packet_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"8 bytes are not a whole number of packets: mode 1300 needs 7"):
         unpack_packets(bytes(8), get_mode("1300"))
 
 
@@ -132,13 +132,13 @@ def test_a_mode_is_found_by_name_or_number(name: str | int) -> None:
 
 
 @pytest.mark.parametrize("name", ["450", 1301, "", "13"])
-def test_an_unknown_mode_is_refused(name: str | int) -> None:
-    with pytest.raises(ValueError, match="is not one of Codec 2's: 3200, 2400"):
+def test_an_unknown_mode_is_rejected(name: str | int) -> None:
+    with pytest.raises(ValueError, match="must be one of Codec 2's: 3200, 2400"):
         get_mode(name)
 
 
 @ALL_MODES
-def test_the_door_refuses_a_level_just_too_high_in_every_field(mode: Mode) -> None:
+def test_a_level_just_out_of_range_is_rejected_in_every_field(mode: Mode) -> None:
     for f, field in enumerate(mode.fields):
         frames = np.zeros((5, mode.num_fields), np.int64)
         frames[3, f] = field.levels - 1
@@ -153,7 +153,7 @@ def test_the_door_refuses_a_level_just_too_high_in_every_field(mode: Mode) -> No
             check_levels(frames, mode, "here")
 
 
-def test_the_door_refuses_other_shapes_and_types() -> None:
+def test_other_shapes_and_types_are_rejected() -> None:
     mode = get_mode("1300")
     with pytest.raises(ValueError, match=r"shape \(4, 14\), but mode 1300 has 16 fields"):
         check_levels(np.zeros((4, 14), np.uint8), mode, "here")
@@ -164,7 +164,7 @@ def test_the_door_refuses_other_shapes_and_types() -> None:
 
 
 @pytest.mark.parametrize("name", ["3200", "1600", "1300"])
-def test_energy_is_the_codecs_own_at_every_level(name: str) -> None:
+def test_energy_matches_the_codec_at_every_level(name: str) -> None:
     mode = get_mode(name)
     codec = open_codec(mode)
     for level in range(32):
@@ -176,7 +176,7 @@ def test_energy_is_the_codecs_own_at_every_level(name: str) -> None:
         assert energy[0] == pytest.approx(10 * np.log10(codec.get_energy(packet)), abs=1e-4)
 
 
-def test_units_are_those_of_codec_2s_tables() -> None:
+def test_units_match_codec_2s_tables() -> None:
     mode = get_mode("1300")
     frames = np.zeros((2, 16), np.uint8)
     frames[:, 3] = 1
@@ -201,8 +201,8 @@ def test_lsp_differences_of_3200_add_up() -> None:
 
 
 @ALL_MODES
-def test_units_are_there_where_a_mode_has_them_and_none_where_labels_hide_them(mode: Mode) -> None:
-    frames = draw_frames(mode, 20)
+def test_units_are_none_where_a_mode_codes_them_as_labels(mode: Mode) -> None:
+    frames = make_frames(mode, 20)
     pitch, energy, lsp = pitch_hz(frames, mode), energy_db(frames, mode), lsp_hz(frames, mode)
     assert (pitch is None) == (mode.name in ("2400", "1400", "1200"))
     assert (energy is None) == (mode.name in ("2400", "1400", "1200"))
@@ -224,7 +224,7 @@ def test_pitch_0_of_700c_means_unvoiced() -> None:
     assert energy.tolist() == [10, 47.5, 10]
 
 
-def test_lsps_out_of_order_are_counted_and_equal_ones_are_not() -> None:
+def test_equal_lsps_are_in_order() -> None:
     mode = get_mode("1300")
     frames = np.zeros((3, 16), np.uint8)
     lsp = frames[:, mode.group_indices("lsp")[0] :]

@@ -29,7 +29,7 @@ SOURCE = Source("a", SPEECH / "allison-01.ogg", None, 1)
     [
         ({"sources": ()}, "--sources is missing"),
         ({"out": None}, "--out is missing"),
-        ({"mode": "1301"}, "mode '1301' is not one of Codec 2's"),
+        ({"mode": "1301"}, "mode '1301' must be one of Codec 2's"),
         ({"workers": 0}, "--workers 0: must be at least 1"),
         ({"chunk_seconds": 0}, "--chunk-seconds 0: must be from 1 to 1200"),
         ({"entries_per_shard": 0}, "--entries-per-shard 0: must be at least 1"),
