@@ -121,7 +121,7 @@ def measure_held_out(model: Babbler, held_out: list[np.ndarray]) -> dict[str, An
 
     "intervals" has those of the monitor figures, [low, high] or None where the speech is too short to tell.
     """
-    mode, has_bits = model.mode, model.typed_head.has_likelihood
+    mode, has_bits = model.mode, model.head.has_likelihood
     errors, bits, saved = [], [], []
     for frames in held_out:
         error_BTF, bits_BTF = measure_losses(model, torch.from_numpy(frames.astype(np.int64))[None])
@@ -164,7 +164,7 @@ def training_error_2017(model: Babbler, recordings: list[np.ndarray], windows: i
         places = chosen[first : first + WINDOWS_AT_ONCE, None] + np.arange(window_frames + 1)
         windows_BTF = torch.from_numpy(frames[places])
         hidden_BTH, _ = model(windows_BTF[:, :-1])
-        predicted_BTF = model.typed_head.predict(hidden_BTH[:, -1:])
+        predicted_BTF = model.head.predict(hidden_BTH[:, -1:])
         total += (predicted_BTF - windows_BTF[:, -1:]).abs().mean(dim=(1, 2)).sum().item()
     return total / len(chosen)
 

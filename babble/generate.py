@@ -131,7 +131,7 @@ def resolve_sampling(config: GenerateConfig, model: Babbler) -> Sampling:
     """
     settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
     settings = {key: str(value) for key, value in settings.items() if value is not None}
-    if settings and not model.typed_head.has_likelihood:
+    if settings and not model.head.has_likelihood:
         key, value = next(iter(settings.items()))
         raise ValueError(
             f"--{key} {value} has no effect: the {model.config.head} head of {config.run} has no likelihood to draw "
@@ -363,7 +363,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         "prompt_origin": prompt.origin,
         "prompt_frames": len(prompt.frames),
         "sampling": {key: list(values) for key, values in asdict(sampling).items()}
-        if model.typed_head.has_likelihood
+        if model.head.has_likelihood
         else None,
         "frames": made,
         "generated_seconds": seconds,

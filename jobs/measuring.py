@@ -413,7 +413,7 @@ def train_bare(model: "Babbler", batches: Iterator[Any]) -> Callable[[int], None
         for _ in range(steps):
             frames_BTF = next(batches).frames.long()
             hidden_BTH, _ = model(frames_BTF[:, :-1])
-            loss = model.typed_head.loss(hidden_BTH, frames_BTF[:, 1:]).mean()
+            loss = model.head.loss(hidden_BTH, frames_BTF[:, 1:]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -50,7 +50,7 @@ def test_the_2017_training_error_is_that_of_the_last_frame_of_windows():
     for frames in recordings:
         for first in range(len(frames) - 10):
             window = torch.from_numpy(frames[first : first + 11].astype(np.int64))[None]
-            guess = model.typed_head.predict(model(window[:, :-1])[0][:, -1])
+            guess = model.head.predict(model(window[:, :-1])[0][:, -1])
             by_hand.append((guess - window[:, -1]).abs().mean().item())
     assert training_error_2017(model, recordings, 1000, 10) == pytest.approx(np.mean(by_hand), rel=1e-5)
 

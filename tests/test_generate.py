@@ -61,7 +61,7 @@ def test_carried_state_babbles_as_if_all_was_heard_anew_for_each_frame(cell: str
     model, prompt = _model("regression", cell=cell), _prompts(1, 12)
     babble = generate_frames(model, prompt, 10)
     heard = torch.from_numpy(prompt.astype(np.int64))
-    draw = model.typed_head.make_sampler(Sampling.for_mode(MODE), torch.Generator())
+    draw = model.head.make_sampler(Sampling.for_mode(MODE), torch.Generator())
     for t in range(10):
         hidden_BTH, _ = model(heard)
         frame = draw(hidden_BTH[:, -1])
@@ -142,8 +142,8 @@ def test_other_prompts(prompt: str, run: Path, tmp_path: Path):
         ({"seconds": -1}, "above 0"),
         ({"out": "babble.mp3"}, "ends in .wav"),
         ({"seconds": float("inf")}, "a file has to end"),
-        ({"temperature": "pitch=-1"}, "--temperature -1: above 0"),
-        ({"top_p": "lps=0.9"}, "--top_p lps=0.9: mode 1300 has no 'lps'"),
+        ({"temperature": "pitch=-1"}, "--temperature -1: must be above 0"),
+        ({"top_p": "lps=0.9"}, "--top-p lps=0.9: mode 1300 has no 'lps'"),
         ({"guard": "bark"}, "--guard bark: none of off, watch, act"),
         ({"streams": 0}, "--streams 0: at least 1"),
         ({"streams": 2, "out": "-"}, "no more than 1 with --out -"),

@@ -33,7 +33,7 @@ class FreeRun:
         with torch.inference_mode():
             hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)).to(device))
             self._step = model.make_step()
-            self._draw = model.typed_head.make_sampler(sampling or Sampling.for_mode(model.mode), generator)
+            self._draw = model.head.make_sampler(sampling or Sampling.for_mode(model.mode), generator)
         self._dtype = model.mode.dtype
         self._after_prompt = hidden_BTH[:, -1], state
         self._now = self._after_prompt

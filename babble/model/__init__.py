@@ -1,1 +1,1 @@
-"""The network: frames in, the next frame out. Nothing of Lightning, W&B, Ray or files, but checkpoints."""
+"""The network: frames in, the distribution of the next frame out. No Lightning, W&B or Ray."""

@@ -1,69 +1,77 @@
-"""Recurrent layers behind one interface: one layer of the stack, any cell.
+"""Recurrent layers: one layer of the stack, with any cell, behind one interface.
 
-Each layer has
+    layer = CELLS["lstm"](inputs=320, units=320)
+    out_BTH, state = layer(x_BTI, layer.initial_state(batch=8))
 
-- `forward(x_BTI, state)`: a whole segment at once;
-- `initial_state(batch)`: the state before the first frame;
-- `make_step()`: one frame at a time for free running, with the weights joined so that a frame costs one matrix
-  product a layer (HyperLSTM: three). `nn.LSTM` stepped frame by frame is eight times slower, `LSTMCell` a third.
+The cells, and how `forward` iterates over time:
 
-A state is a tuple of tensors, one row a sequence, the layer's output (B, H) first.
-
-The cells, and how `forward` goes over time:
-
-- `lstm`, `gru`: on PyTorch's own fused kernels;
-- `hyperlstm`: an LSTM whose weights a small LSTM scales, frame after frame;
-- `diagonal_lstm`: an LSTM whose units don't hear each other, frame after frame, without a matrix product in the loop;
-- `mingru`: gates that don't hear the past, all frames at once by a scan.
+- `lstm`, `gru`: PyTorch's own fused kernels;
+- `hyperlstm`: an LSTM whose weights are scaled by a small LSTM, frame by frame;
+- `diagonal_lstm`: an LSTM without connections between its units, frame by frame, without a matrix product in the loop.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+# One row per sequence; the first tensor is the layer's output (B, H).
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, State], State]
 
-# The HyperLSTM's small cell and its embeddings; the paper took 4 to 64 numbers for an embedding, 16 in between.
+# HyperLSTM: hidden units of the layer per unit of the small LSTM, and the size of its embeddings. The paper used
+# embeddings of 4 to 64 numbers.
 UNITS_PER_HYPER_UNIT = 4
 EMBEDDING_SIZE = 16
 
 
-class RecurrentLayer(Protocol):
-    """What every cell offers; see the module's docstring."""
+class RecurrentLayer(nn.Module, ABC):
+    """One recurrent layer of `units` hidden units.
 
-    def __call__(self, x_BTI: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the outputs (B, T, H) and the state after the last of them."""
+    Args:
+        inputs: size of its input.
+        units: hidden units, the size of its output.
+    """
 
+    @abstractmethod
+    def forward(self, x_BTI: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the outputs (B, T, H) of a segment, and the state after its last frame."""
+
+    @abstractmethod
     def initial_state(self, batch: int) -> State:
         """Return the state before the first frame, on the weights' device and in their type."""
 
+    @abstractmethod
     def make_step(self) -> Step:
-        """Return a function (x_BI, state) -> state for one frame; it holds the weights as they are now."""
+        """Return a function (x_BI, state) -> state for one frame of generation.
+
+        It copies the current weights, joined so that a frame needs one matrix product per layer (HyperLSTM: three).
+        `nn.LSTM` called frame by frame takes eight times as long, `nn.LSTMCell` a third longer.
+        """
 
 
 def _weights(rnn: nn.RNNBase) -> list[Tensor]:
-    """Return input weight, recurrent weight, input bias and recurrent bias of a single layer."""
+    """Return the input weight, recurrent weight, input bias and recurrent bias of a one-layer RNN."""
     return [parameter.detach() for parameter in rnn.parameters()]
 
 
 def _candidate_last(parameter: Tensor) -> Tensor:
-    """Return an LSTM's parameter with the candidate behind the gates (i, f, o, g), so that one sigmoid serves three."""
+    """Return an LSTM's parameter reordered from (i, f, g, o) to (i, f, o, g): one sigmoid serves three gates."""
     i, f, g, o = parameter.chunk(4)
     return torch.cat([i, f, o, g])
 
 
-class LstmLayer(nn.Module):
-    """Long short-term memory (Hochreiter and Schmidhuber 1997), PyTorch's `nn.LSTM`."""
+class LstmLayer(RecurrentLayer):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997): PyTorch's `nn.LSTM`."""
 
     def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
         self.rnn = nn.LSTM(inputs, units, batch_first=True)
 
     def initial_state(self, batch: int) -> State:
-        """Return zeros: output and cell (B, H)."""
+        """Return zeros: output and cell, each (B, H)."""
         zeros = next(self.parameters()).new_zeros(batch, self.rnn.hidden_size)
         return zeros, zeros
 
@@ -73,7 +81,7 @@ class LstmLayer(nn.Module):
         return out_BTH, (h[0], c[0])
 
     def make_step(self) -> Step:
-        """Return the one-frame step: all four gates of input and output in one product."""
+        """Return the one-frame step: one product for all four gates."""
         w_x, w_h, b_x, b_h = (_candidate_last(parameter) for parameter in _weights(self.rnn))
         weight = torch.cat([w_x, w_h], dim=1).t().contiguous()
         bias = b_x + b_h
@@ -89,8 +97,8 @@ class LstmLayer(nn.Module):
         return step
 
 
-class GruLayer(nn.Module):
-    """Gated recurrent unit (Cho et al. 2014), PyTorch's `nn.GRU`: the reset gate acts after the matrix product."""
+class GruLayer(RecurrentLayer):
+    """Gated recurrent unit (Cho et al. 2014): PyTorch's `nn.GRU`, whose reset gate acts after the matrix product."""
 
     def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
@@ -106,13 +114,13 @@ class GruLayer(nn.Module):
         return out_BTH, (h[0],)
 
     def make_step(self) -> Step:
-        """Return the one-frame step: reset, update, and the new value's two halves in one product."""
+        """Return the one-frame step: one product for reset gate, update gate and both parts of the new value."""
         w_x, w_h, b_x, b_h = _weights(self.rnn)
         inputs, units = self.rnn.input_size, self.rnn.hidden_size
         weight = w_x.new_zeros(inputs + units, 4 * units)
         weight[:inputs, : 3 * units] = w_x.t()
         weight[inputs:, : 2 * units] = w_h[: 2 * units].t()
-        # The new value's recurrent half stays apart, as the reset gate multiplies it alone.
+        # The reset gate multiplies only the recurrent part of the new value, so that part has its own columns.
         weight[inputs:, 3 * units :] = w_h[2 * units :].t()
         bias = torch.cat([b_x[: 2 * units] + b_h[: 2 * units], b_x[2 * units :], b_h[2 * units :]])
 
@@ -129,7 +137,7 @@ def _lstm_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Return output and cell (B, H) after one frame.
 
     Args:
-        gates: i, f, o, g (B, 4 H) before their sigmoids and the candidate's tanh.
+        gates: i, f, o, g (B, 4 H), before their sigmoids and the tanh of g.
         c: the cell (B, H) before the frame.
     """
     units = c.shape[1]
@@ -140,27 +148,27 @@ def _lstm_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _HyperWeights(NamedTuple):
-    """A HyperLSTM's weights, joined by what they multiply; main layer before hyper cell, gates as i, f, o, g."""
+    """A HyperLSTM's weights, joined by their input: main layer before hyper cell, gates in the order i, f, o, g."""
 
     x: Tensor
     """(inputs, 4 H + 4 hyper units)"""
     h: Tensor
     """(H, 4 H + 4 hyper units)"""
     hyper_h: Tensor
-    """(hyper units, 12 H + 4 hyper units); its first 12 H columns are the recurrent, input and bias scales"""
+    """(hyper units, 12 H + 4 hyper units); the first 12 H columns are the recurrent, input and bias scales"""
     bias: Tensor
     """(12 H + 4 hyper units)"""
 
 
-class HyperLstmLayer(nn.Module):
-    """HyperLSTM: a small LSTM scales the rows of the layer's weight matrices and moves its bias, anew for each frame.
+class HyperLstmLayer(RecurrentLayer):
+    """HyperLSTM: at each frame a small LSTM scales the rows of the layer's weight matrices and shifts its bias.
 
-    Source: Ha, Dai and Le 2016, "HyperNetworks", equations 10 to 13 without layer norm and dropout. As there, what
-    scales frame t is the hyper cell's output after frame t - 1.
+    Source: Ha, Dai and Le 2016, "HyperNetworks", equations 10 to 13 without layer norm and dropout. As in the paper,
+    frame t is scaled by the hyper cell's output after frame t - 1.
 
-    It starts as the plain LSTM `main`: scales are 1 where the paper has 0.1, as no layer norm makes up for less. And
-    rows of `scale_weight` are random with a sum of 1 where the paper has a constant, from which all the numbers of an
-    embedding would get the same gradient for ever: an embedding of any size would be worth one number.
+    The initialization makes it equal to the plain LSTM `main`: scales start at 1 instead of the paper's 0.1, because
+    no layer norm compensates for less. Rows of `scale_weight` are random with a sum of 1 instead of constant: with a
+    constant, all numbers of an embedding would get the same gradient forever and be worth only one number.
     """
 
     def __init__(self, inputs: int, units: int) -> None:
@@ -168,7 +176,7 @@ class HyperLstmLayer(nn.Module):
         hyper_units = max(1, units // UNITS_PER_HYPER_UNIT)
         self.main = nn.LSTMCell(inputs, units)
         self.hyper = nn.LSTMCell(units + inputs, hyper_units)
-        # Of each: recurrent scale, input scale, bias; then gates i, f, o, g. The bias' embedding has no bias.
+        # First axis: recurrent scale, input scale, bias (whose embedding has no bias). Second axis: gates i, f, o, g.
         self.embedding_weight = nn.Parameter(torch.zeros(3, 4, EMBEDDING_SIZE, hyper_units))
         self.embedding_bias = nn.Parameter(torch.ones(2, 4, EMBEDDING_SIZE))
         self.scale_weight = nn.Parameter(torch.zeros(3, 4, units, EMBEDDING_SIZE))
@@ -184,10 +192,10 @@ class HyperLstmLayer(nn.Module):
         return h, h, hyper_h, hyper_h
 
     def _join_weights(self) -> _HyperWeights:
-        """Return the weights by what they multiply: two products a frame, and one for the inputs of all frames."""
+        """Return the weights joined by their input: two products per frame, and one for the inputs of all frames."""
         main, hyper = self.main, self.hyper
         hyper_from_h, hyper_from_x = hyper.weight_ih.split([main.hidden_size, main.input_size], dim=1)
-        # An embedding is linear in the hyper cell's output and a scale in the embedding: their product is one matrix.
+        # Embeddings are linear in the hyper cell's output, and scales are linear in embeddings: together one matrix.
         scale_rows = (self.scale_weight @ self.embedding_weight).flatten(0, 2)
         scale_bias = (self.scale_weight[:2] @ self.embedding_bias[..., None]).flatten()
         main_bias = _candidate_last(main.bias_ih + main.bias_hh)
@@ -199,7 +207,7 @@ class HyperLstmLayer(nn.Module):
         )
 
     def _advance(self, from_x: Tensor, state: State, weights: _HyperWeights) -> State:
-        """Return the state after a frame whose input product is `from_x` (B, 4 H + 4 hyper units)."""
+        """Return the state after one frame; `from_x` (B, 4 H + 4 hyper units) is the product of its input."""
         h, c, hyper_h, hyper_c = state
         sizes = [4 * h.shape[1], 4 * hyper_h.shape[1]]
         main_x, hyper_x = from_x.split(sizes, dim=1)
@@ -220,7 +228,7 @@ class HyperLstmLayer(nn.Module):
 
     @torch.no_grad()
     def make_step(self) -> Step:
-        """Return the one-frame step: three products, as one would be three quarters zeros."""
+        """Return the one-frame step: three products, because a single joined matrix would be three quarters zeros."""
         weights = _HyperWeights(*(weight.contiguous() for weight in self._join_weights()))
 
         def step(x_BI: Tensor, state: State) -> State:
@@ -229,13 +237,8 @@ class HyperLstmLayer(nn.Module):
         return step
 
 
-def _copy_transposed(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Return copies of weight (inputs, outputs) and bias that no later training changes."""
-    return linear.weight.detach().t().clone(memory_format=torch.contiguous_format), linear.bias.detach().clone()
-
-
-class DiagonalLstmLayer(nn.Module):
-    """LSTM whose units don't hear each other: each gate's recurrent matrix is diagonal, held as a vector.
+class DiagonalLstmLayer(RecurrentLayer):
+    """LSTM without connections between units: the recurrent matrix of each gate is diagonal, stored as a vector.
 
     Source: Subakan and Smaragdis 2017, "Diagonal RNNs in symbolic music modeling".
     """
@@ -244,18 +247,18 @@ class DiagonalLstmLayer(nn.Module):
         super().__init__()
         # Gates i, f, o, g.
         self.input = nn.Linear(inputs, 4 * units)
-        # As PyTorch starts a recurrent matrix, uniform within one over the root of what a unit hears: here one unit.
+        # PyTorch's initialization, uniform within 1 / sqrt(number of inputs): a unit has one recurrent input.
         self.recurrent = nn.Parameter(torch.empty(4, units).uniform_(-1, 1))
 
     def initial_state(self, batch: int) -> State:
-        """Return zeros: output and cell (B, H)."""
+        """Return zeros: output and cell, each (B, H)."""
         zeros = self.recurrent.new_zeros(batch, self.recurrent.shape[1])
         return zeros, zeros
 
     def forward(self, x_BTI: Tensor, state: State) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) and the state after them."""
         h, c = state
-        # One copy a row: else backward sums over the batch for every frame instead of once.
+        # Expanded to one row per sequence, so that backward sums over the batch once instead of at each frame.
         recurrent = self.recurrent.flatten().expand(len(h), -1)
         outputs = []
         for from_x in self.input(x_BTI.transpose(0, 1)).unbind():
@@ -264,8 +267,9 @@ class DiagonalLstmLayer(nn.Module):
         return torch.stack(outputs, dim=1), (h, c)
 
     def make_step(self) -> Step:
-        """Return the one-frame step: one product for all four gates, and one elementwise."""
-        weight, bias = _copy_transposed(self.input)
+        """Return the one-frame step: one matrix product for all four gates, and one elementwise product."""
+        weight = self.input.weight.detach().t().clone(memory_format=torch.contiguous_format)
+        bias = self.input.bias.detach().clone()
         recurrent = self.recurrent.detach().flatten().clone()
 
         def step(x_BI: Tensor, state: State) -> State:
@@ -276,93 +280,21 @@ class DiagonalLstmLayer(nn.Module):
         return step
 
 
-def _scan(keep_TBH: Tensor, new_TBH: Tensor) -> Tensor:
-    """Return h_t = keep_t h_(t-1) + new_t for all t (T, B, H), from h = 0, in about 2 log2(T) steps.
+Cell = Literal["lstm", "gru", "hyperlstm", "diagonal_lstm"]
 
-    Frames are joined in pairs, the pairs are scanned, and the frames between them follow. Nothing is divided and no
-    logarithm taken: where keep and new are positive no digits are lost, however long the segment.
-    """
-    frames = len(keep_TBH)
-    if frames == 1:
-        return new_TBH
-    keep_even, new_even = keep_TBH[: frames - 1 : 2], new_TBH[: frames - 1 : 2]
-    keep_odd, new_odd = keep_TBH[1::2], new_TBH[1::2]
-    h_odd = _scan(keep_even * keep_odd, torch.addcmul(new_odd, keep_odd, new_even))
-    h_TBH = torch.empty_like(new_TBH)
-    h_TBH[0] = new_TBH[0]
-    h_TBH[1::2] = h_odd
-    h_TBH[2::2] = torch.addcmul(new_TBH[2::2], keep_TBH[2::2], h_odd[: (frames - 1) // 2])
-    return h_TBH
-
-
-class _LinearRecurrence(torch.autograd.Function):
-    """h_t = keep_t h_(t-1) + new_t from a given h; backward is the same scan from the last frame to the first."""
-
-    @staticmethod
-    def forward(ctx: Any, keep_TBH: Tensor, new_TBH: Tensor, h_BH: Tensor) -> Tensor:
-        """Return h after every frame (T, B, H)."""
-        first_BH = torch.addcmul(new_TBH[0], keep_TBH[0], h_BH)
-        out_TBH = _scan(keep_TBH, torch.cat([first_BH[None], new_TBH[1:]]))
-        ctx.save_for_backward(keep_TBH, h_BH, out_TBH)
-        return out_TBH
-
-    @staticmethod
-    def backward(ctx: Any, grad_TBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of keep, new and the given h."""
-        keep_TBH, h_BH, out_TBH = ctx.saved_tensors
-        # What reaches frame t from t + 1 is scaled by keep of t + 1; nothing reaches the last frame.
-        new_grad_TBH = _scan(keep_TBH.roll(-1, dims=0).flip(0), grad_TBH.flip(0)).flip(0)
-        before_TBH = torch.cat([h_BH[None], out_TBH[:-1]])
-        return new_grad_TBH * before_TBH, new_grad_TBH, new_grad_TBH[0] * keep_TBH[0]
-
-
-def _positive(x: Tensor) -> Tensor:
-    """Return minGRU's g: x + 0.5 from 0 on, sigmoid(x) below; positive everywhere, and 0.5 at 0."""
-    return torch.relu(x) + torch.sigmoid(x.clamp(max=0))
-
-
-class MinGruLayer(nn.Module):
-    """minGRU: neither gate nor new value hears the last output, so that training is parallel over time.
-
-    Source: Feng, Tung, Ahmed, Bengio and Hajimirsadeghi 2024, "Were RNNs all we needed?", the form of its appendix B
-    whose new values are positive: h_t = (1 - z_t) h_(t-1) + z_t g(new_t). The paper scans logarithms, to divide by no
-    vanishing product; `_scan` never divides, and over 1,000 frames is off by 3e-7 where logarithms are by 1e-4.
-    """
-
-    def __init__(self, inputs: int, units: int) -> None:
-        super().__init__()
-        # The update gate z, then the new value.
-        self.input = nn.Linear(inputs, 2 * units)
-
-    def initial_state(self, batch: int) -> State:
-        """Return the paper's g(0): the output (B, H)."""
-        return (self.input.bias.new_full((batch, self.input.out_features // 2), 0.5),)
-
-    def forward(self, x_BTI: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the outputs (B, T, H) and the state after them."""
-        (h,) = state
-        # In the state's type, float32 under autocast: in bfloat16 a sum over many frames loses what each adds.
-        z, new = self.input(x_BTI.transpose(0, 1)).to(h.dtype).chunk(2, dim=2)
-        out_TBH = _LinearRecurrence.apply(torch.sigmoid(-z), torch.sigmoid(z) * _positive(new), h)
-        return out_TBH.transpose(0, 1), (out_TBH[-1],)
-
-    def make_step(self) -> Step:
-        """Return the one-frame step: gate and new value in one product."""
-        weight, bias = _copy_transposed(self.input)
-
-        def step(x_BI: Tensor, state: State) -> State:
-            z, new = torch.addmm(bias, x_BI, weight).chunk(2, dim=1)
-            return (torch.lerp(state[0], _positive(new), torch.sigmoid(z)),)
-
-        return step
-
-
-Layer = LstmLayer | GruLayer | HyperLstmLayer | DiagonalLstmLayer | MinGruLayer
-
-CELLS: dict[str, type[Layer]] = {
+CELLS: dict[str, type[RecurrentLayer]] = {
     "lstm": LstmLayer,
     "gru": GruLayer,
     "hyperlstm": HyperLstmLayer,
     "diagonal_lstm": DiagonalLstmLayer,
-    "mingru": MinGruLayer,
 }
+
+
+def can_train_in_bfloat16() -> bool:
+    """Return whether this CPU can run `nn.LSTM` under bfloat16 autocast: oneDNN has no kernel without AVX-512."""
+    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
+        try:
+            nn.LSTM(1, 1)(torch.zeros(1, 1, 1))
+        except RuntimeError:
+            return False
+    return True

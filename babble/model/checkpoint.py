@@ -1,6 +1,6 @@
-"""Checkpoint files -> networks: the one place that reads what a training saved.
+"""Checkpoint files -> networks.
 
-checkpoint = load_checkpoint(path)
+checkpoint = load_checkpoint(Path("runs/NAME/checkpoints/best.ckpt"))
 model = build_model(checkpoint)
 """
 
@@ -15,31 +15,32 @@ from babble.model.babbler import Babbler, ModelConfig
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the checkpoint in a file.
+    """Return the content of a checkpoint file.
 
     Raises:
-        ValueError: the file is damaged or no checkpoint.
+        ValueError: the file is damaged, or not a checkpoint.
     """
     try:
-        # A checkpoint is a zip, whose sums torch does not look at: a byte of the weights may have changed.
+        # A checkpoint is a zip file. torch does not verify its checksums, so a changed byte would go unnoticed.
         with zipfile.ZipFile(path) as checkpoint:
             damaged = checkpoint.testzip()
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError, by the damage
-        raise ValueError(f"{path} is no checkpoint, or damaged: {[*str(error).splitlines(), 'empty'][0]}") from None
+    except Exception as error:  # By the kind of damage, torch raises RuntimeError, EOFError, UnpicklingError, KeyError.
+        reason = [*str(error).splitlines(), "empty"][0]
+        raise ValueError(f"{path} is damaged, or not a checkpoint: {reason}") from None
     if damaged:
-        raise ValueError(f"{path} is no checkpoint, or damaged: the check sum of its {damaged} is wrong")
+        raise ValueError(f"{path} is damaged: wrong checksum of its {damaged}")
     return loaded
 
 
 def build_model(checkpoint: dict[str, Any]) -> Babbler:
-    """Return the network of a checkpoint with its weights, ready to run free.
+    """Return the network of a checkpoint with its weights, in evaluation mode.
 
     Args:
-        checkpoint: what `torch.load` gave of a file that a training saved.
+        checkpoint: content of a checkpoint, as `load_checkpoint` returns it.
 
     Raises:
-        ValueError: a checkpoint that is not babble's.
+        ValueError: it was not written by this version of babble.
     """
     try:
         settings = checkpoint["hyper_parameters"]
@@ -51,6 +52,6 @@ def build_model(checkpoint: dict[str, Any]) -> Babbler:
         }
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the checkpoint is not one that this babble trained: {error}") from None
+        raise ValueError(f"the checkpoint was not written by this version of babble: {error}") from None
     model.bypassed = frozenset(checkpoint.get("bypassed_layers", ()))
     return model.eval()

@@ -1,23 +1,22 @@
-"""Heads: what turns the top layer into the next frame, behind one interface.
+"""Heads: from the outputs of the recurrent layers to the next frame, behind one interface.
 
-Each head has
+    head = HEADS["categorical"](inputs=320, units=320, mode=MODES["1300"])
+    loss_BTF = head.loss(hidden_BTH, targets_BTF)
+    draw = head.make_sampler(Sampling.for_mode(mode), generator)
+    frames_BF = draw(hidden_BH)
 
-- `loss(hidden_BTH, targets_BTF)`: what training minimises, by field (B, T, F): levels of error, or bits where the
-  head `has_likelihood`;
-- `predict(hidden_BTH)`: its one best guess in levels (B, T, F), for the mean absolute error;
-- `make_sampler(sampling, generator)`: a function hidden_BH -> a next frame (B, F), for free running.
-
-    regression       the median next frame (2017): no likelihood, and free running it drones
-    mixture          each field a mixture of logistics, cut into its levels
+    regression       the median next frame (2017): no likelihood; running free, it repeats itself
+    mixture          each field a mixture of logistics, integrated over its levels
     categorical      each field a softmax over its levels, independent of the frame's other fields given the past
-    autoregressive   each field a softmax given the past and the fields before it in the same frame
+    autoregressive   each field a softmax given the past and the previous fields of the same frame
 
-V is one field's levels, L all fields' levels laid end to end.
+V are the levels of one field, L those of all fields, placed end to end.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,48 +25,61 @@ from torch.nn import functional
 
 from babble.codec.frames import Mode
 from babble.model.sampling import Sampling
+from babble.model.typed_list import TypedModuleList
 
 Sampler = Callable[[Tensor], Tensor]
 
-# Mixture density: logistics a field, and the share of each level's probability that is the same for all levels, so that
-# none costs infinity where float32 rounds the rest to nothing.
+# Mixture: logistics per field, and the part of the probability that is spread evenly over all levels, so that no level
+# has infinite loss where float32 rounds the rest to zero.
 COMPONENTS = 5
 FLAT_SHARE = 1e-4
-# Hidden units of each field's own small network in the autoregressive head, in parts of the layers' units.
+# Autoregressive: hidden units of each field's own small network per unit of the recurrent layers.
 UNITS_PER_FIELD = 0.2
 
 
-class Head(Protocol):
-    """What every head offers; see the module's docstring."""
+class Head(nn.Module, ABC):
+    """Predicts the next frame.
 
-    has_likelihood: bool
+    Args:
+        inputs: size H of its input.
+        units: hidden units of the recurrent layers.
+        mode: the Codec 2 mode of the frames.
 
+    Attributes:
+        has_likelihood: whether `loss` is in bits, i.e. -log2 of a probability; if not, it is an error in levels.
+    """
+
+    has_likelihood: ClassVar[bool]
+
+    @abstractmethod
     def loss(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
-        """Return what each field of each frame costs (B, T, F)."""
+        """Return the loss of each field of each frame (B, T, F), which training minimizes."""
 
+    @abstractmethod
     def predict(self, hidden_BTH: Tensor) -> Tensor:
-        """Return the best single guess in levels (B, T, F), not rounded."""
+        """Return the best single prediction in levels (B, T, F), not rounded, for the mean absolute error."""
 
+    @abstractmethod
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
-        """Return a function hidden_BH -> next frames (B, F), legal levels, int64; it holds the weights as they are."""
+        """Return a function hidden_BH -> next frames (B, F), valid levels, int64. It copies the current weights."""
 
 
-def _refuse_labels(mode: Mode, head: str) -> None:
+def _reject_labels(mode: Mode, head: str) -> None:
     if mode.has_labels:
         names = ", ".join(field.name for field in mode.fields if field.kind == "label")
         raise ValueError(
-            f"model.head={head} can't learn mode {mode.name}: {names} are codebook indices, and the distance "
-            "of two indices means nothing. Use model.head=autoregressive or categorical."
+            f"model.head={head} can't be trained on mode {mode.name}: {names} are codebook indices, between which no "
+            "distance is defined. Use model.head=autoregressive or categorical."
         )
 
 
 def _first_columns(mode: Mode) -> list[int]:
-    """Return where each field's levels start among all fields' levels laid end to end."""
+    """Return where each field's levels start among all fields' levels placed end to end."""
     return [0, *np.cumsum(mode.levels)[:-1].tolist()]
 
 
 def _median(logits: Tensor) -> Tensor:
-    """Return the median level of distributions (..., V): what mean absolute error asks for."""
+    """Return the median level of distributions (..., V): it minimizes the mean absolute error."""
     return (logits.softmax(dim=-1).cumsum(dim=-1) < 0.5).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
 
 
@@ -80,21 +92,18 @@ def _bits(logits: Sequence[Tensor], targets_BTF: Tensor) -> Tensor:
     return torch.stack(nats, dim=-1).view(targets_BTF.shape) / math.log(2)
 
 
-def _arrivals(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return noise such that the argmax of log p + noise is level k with probability p[k].
-
-    Of exponential arrivals with rates p, the first is that of k with probability p[k].
-    """
+def _sample_gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return Gumbel noise: the argmax of log p + noise is level k with probability p[k]."""
     return torch.empty_like(like).exponential_(generator=generator).log_().neg_()
 
 
-class RegressionHead(nn.Module):
-    """2017: a dense ReLU layer back to the fields, scaled to 0..1, mean absolute error in levels.
+class RegressionHead(Head):
+    """The head of 2017: a dense ReLU layer back to the fields, scaled to 0..1, trained on the absolute error in levels.
 
-    It guesses the median next frame, so running free it drones.
+    It predicts the median of the next frame, so free running it repeats itself.
 
     Raises:
-        ValueError: the mode has label fields, between whose levels no distance means anything.
+        ValueError: the mode has label fields, between whose levels no distance is defined.
     """
 
     has_likelihood = False
@@ -102,12 +111,12 @@ class RegressionHead(nn.Module):
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
         super().__init__()
-        _refuse_labels(mode, "regression")
+        _reject_labels(mode, "regression")
         self.dense = nn.Linear(inputs, mode.num_fields)
         self.register_buffer("highest_F", torch.tensor(mode.levels - 1.0).float(), persistent=False)
 
     def predict(self, hidden_BTH: Tensor) -> Tensor:
-        """Return the predicted levels (..., F), not rounded; above the highest level where the ReLU says so."""
+        """Return the predicted levels (..., F), not rounded; they may be above the highest level."""
         return functional.relu(self.dense(hidden_BTH)) * self.highest_F
 
     def loss(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
@@ -115,7 +124,7 @@ class RegressionHead(nn.Module):
         return (self.predict(hidden_BTH) - targets_BTF).abs()
 
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
-        """Return a function that gives the nearest legal levels (B, F); nothing is random, so no sampling is obeyed."""
+        """Return a function that gives the nearest valid levels (B, F); nothing is random, the arguments are unused."""
 
         def draw(hidden_BH: Tensor) -> Tensor:
             return torch.minimum(self.predict(hidden_BH).round(), self.highest_F).long()
@@ -123,11 +132,8 @@ class RegressionHead(nn.Module):
         return draw
 
 
-class _IndependentHead(nn.Module):
-    """Each field's distribution over its levels, independent of the others given the past.
-
-    A subclass says in `logits` what log-probabilities (not normalised) all levels have.
-    """
+class _IndependentHead(Head):
+    """Each field's distribution over its levels, independent of the other fields given the past."""
 
     has_likelihood = True
     column_FV: Tensor
@@ -136,14 +142,15 @@ class _IndependentHead(nn.Module):
         super().__init__()
         self.mode = mode
         self.levels = mode.levels.tolist()
-        # Where each field's levels stand in a row of logits; one column behind the last means no such level.
+        # The columns of each field's levels in a row of logits; the column past the last one means "no such level".
         columns = np.full((mode.num_fields, max(self.levels)), sum(self.levels))
         for f, first in enumerate(_first_columns(mode)):
             columns[f, : self.levels[f]] = np.arange(first, first + self.levels[f])
         self.register_buffer("column_FV", torch.tensor(columns), persistent=False)
 
+    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return log-probabilities of all levels (..., L), not necessarily normalized."""
 
     def loss(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
         """Return -log2 p of each field (B, T, F)."""
@@ -155,7 +162,7 @@ class _IndependentHead(nn.Module):
         return torch.stack(medians, dim=-1).to(hidden_BTH.dtype)
 
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
-        """Return a function that draws levels (B, F), all fields at once."""
+        """Return a function that samples levels (B, F), all fields at once."""
         levels = torch.tensor(self.levels, device=self.column_FV.device)
         temperature_L = torch.tensor(sampling.temperature, device=levels.device).repeat_interleave(levels)
 
@@ -164,14 +171,14 @@ class _IndependentHead(nn.Module):
             if sampling.masks_any:
                 fields = enumerate(logits_BL.split(self.levels, dim=-1))
                 logits_BL = torch.cat([sampling.mask_logits(logits_BV, f) for f, logits_BV in fields], dim=-1)
-            scores_BL = (logits_BL / temperature_L).add_(_arrivals(logits_BL, generator))
+            scores_BL = (logits_BL / temperature_L).add_(_sample_gumbel(logits_BL, generator))
             return functional.pad(scores_BL, (0, 1), value=-math.inf)[:, self.column_FV].argmax(dim=-1)
 
         return draw
 
 
 class CategoricalHead(_IndependentHead):
-    """One softmax a field, each independent of the others given the past."""
+    """One softmax per field, independent of the other fields given the past."""
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
         super().__init__(mode)
@@ -183,26 +190,28 @@ class CategoricalHead(_IndependentHead):
 
 
 class MixtureHead(_IndependentHead):
-    """Each field a mixture of logistic densities, the probability of a level being the mass in its interval.
+    """Each field a mixture of logistic densities; the probability of a level is the mass in its interval.
 
-    Mixture density networks: Bishop 1994; for sequences Graves 2013; discretised logistics: Salimans et al. 2017. The
-    lowest and the highest level take the tails, so that the levels' probabilities sum to one.
+    The lowest and the highest level include the tails, so that the probabilities of a field sum to one.
+
+    Sources: mixture density networks, Bishop 1994; for sequences, Graves 2013; discretized logistics, Salimans et al.
+    2017.
 
     Raises:
-        ValueError: the mode has label fields, between whose levels no distance means anything.
+        ValueError: the mode has label fields, between whose levels no distance is defined.
     """
 
     edge_L: Tensor
     field_L: Tensor
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
-        _refuse_labels(mode, "mixture")
+        _reject_labels(mode, "mixture")
         super().__init__(mode)
         self.dense = nn.Linear(inputs, mode.num_fields * COMPONENTS * 3)
-        # Levels lie in -1..1, each between two edges; the components start spread over them, as wide as their distance.
+        # Levels are intervals of -1..1. The components start evenly spread over them, as wide as their distance.
         upper = [(2 * np.arange(1, levels + 1) / levels - 1) for levels in self.levels]
         for edges in upper:
-            # Behind every tail, but not at infinity, whose gradient is none.
+            # Past every tail, but not at infinity, where the gradient would not be a number.
             edges[-1] = 1e4
         self.register_buffer("edge_L", torch.tensor(np.concatenate(upper)).float(), persistent=False)
         fields = np.repeat(np.arange(mode.num_fields), self.levels)
@@ -215,24 +224,26 @@ class MixtureHead(_IndependentHead):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return log-probabilities (..., L)."""
-        # In float32 always: neighbouring edges differ by less than half precision can tell.
+        # Always in float32: half precision can't resolve the difference between neighbouring edges.
         numbers = self.dense(hidden).float().unflatten(-1, (self.mode.num_fields, 3, COMPONENTS))
         weight, centre, log_width = (numbers[..., k, :].index_select(-2, self.field_L) for k in range(3))
         below = torch.sigmoid((self.edge_L[:, None] - centre) * torch.exp(-log_width.clamp(-7, 7)))
         below_L = (weight.softmax(dim=-1) * below).sum(dim=-1)
-        pieces = []
+        probabilities = []
         for below_V in below_L.split(self.levels, dim=-1):
             mass_V = torch.diff(below_V, dim=-1, prepend=torch.zeros_like(below_V[..., :1]))
-            pieces.append((1 - FLAT_SHARE) * mass_V.clamp(min=0) + FLAT_SHARE / below_V.shape[-1])
-        return torch.cat(pieces, dim=-1).log()
+            probabilities.append((1 - FLAT_SHARE) * mass_V.clamp(min=0) + FLAT_SHARE / below_V.shape[-1])
+        return torch.cat(probabilities, dim=-1).log()
 
 
-class AutoregressiveHead(nn.Module):
-    """Each field a softmax given the past and the fields before it in the same frame, in stream order.
+class AutoregressiveHead(Head):
+    """Each field a softmax given the past and the previous fields of the same frame, in stream order.
 
-    A small network of its own a field: hidden units that hear the past and, through weights masked to the earlier
-    fields, the levels drawn so far; then a softmax. Training takes one pass (MADE, Germain et al. 2015), sampling one
-    small step a field.
+    Each field has a small network of its own: hidden units that depend on the past and, through weights masked to
+    previous fields, on the levels of this frame so far; then a softmax. Training takes one pass over the frame,
+    sampling one small step per field.
+
+    Source: MADE, Germain et al. 2015.
     """
 
     has_likelihood = True
@@ -245,46 +256,42 @@ class AutoregressiveHead(nn.Module):
         num_levels, num_fields = sum(self.levels), mode.num_fields
         self.units_per_field = max(1, round(UNITS_PER_FIELD * units))
         self.past = nn.Linear(inputs, num_fields * self.units_per_field)
-        # Row l is what a level, drawn earlier in the frame, says to every field's hidden units.
+        # Row l: what level l adds to the hidden units K of all fields.
         self.earlier_LK = nn.Parameter(
             torch.randn(num_levels, num_fields * self.units_per_field) / math.sqrt(4 * num_fields)
         )
-        self.outs = nn.ModuleList(nn.Linear(self.units_per_field, levels) for levels in self.levels)
+        self.outs = TypedModuleList[nn.Linear](nn.Linear(self.units_per_field, levels) for levels in self.levels)
         field_L = torch.arange(num_fields).repeat_interleave(torch.tensor(self.levels))
         field_K = torch.arange(num_fields).repeat_interleave(self.units_per_field)
         self.register_buffer("is_earlier_LK", (field_L[:, None] < field_K).float(), persistent=False)
         self.register_buffer("first_F", torch.tensor(_first_columns(mode)), persistent=False)
 
-    @property
-    def _typed_outs(self) -> list[nn.Linear]:
-        return [cast(nn.Linear, out) for out in self.outs]
-
     def field_logits(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> list[Tensor]:
-        """Return each field's logits (B, T, V), given the past and the target's fields before it."""
+        """Return each field's logits (B, T, V), given the past and the target's previous fields."""
         shape = (*targets_BTF.shape[:-1], len(self.earlier_LK))
-        told_BTL = hidden_BTH.new_zeros(shape).scatter_(-1, targets_BTF + self.first_F, 1.0)
-        hidden_BTK = functional.relu(self.past(hidden_BTH) + told_BTL @ (self.earlier_LK * self.is_earlier_LK))
-        pieces_BTU = hidden_BTK.split(self.units_per_field, dim=-1)
-        return [out(piece_BTU) for out, piece_BTU in zip(self._typed_outs, pieces_BTU, strict=True)]
+        one_hot_BTL = hidden_BTH.new_zeros(shape).scatter_(-1, targets_BTF + self.first_F, 1.0)
+        hidden_BTK = functional.relu(self.past(hidden_BTH) + one_hot_BTL @ (self.earlier_LK * self.is_earlier_LK))
+        by_field = hidden_BTK.split(self.units_per_field, dim=-1)
+        return [out(hidden_BTU) for out, hidden_BTU in zip(self.outs, by_field, strict=True)]
 
     def loss(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
-        """Return -log2 p of each field (B, T, F), given the past and the fields before it."""
+        """Return -log2 p of each field (B, T, F), given the past and the previous fields."""
         return _bits(self.field_logits(hidden_BTH, targets_BTF), targets_BTF)
 
     def predict(self, hidden_BTH: Tensor) -> Tensor:
-        """Return a median frame (B, T, F): each field's median given the past and the medians before it."""
+        """Return a median frame (B, T, F): each field's median given the past and the medians of previous fields."""
         predicted_NF = self._make_walk()(
             hidden_BTH.flatten(0, 1), lambda logits_NV, f: _median(torch.from_numpy(logits_NV)).numpy()
         )
         return predicted_NF.view(*hidden_BTH.shape[:2], -1).to(hidden_BTH.dtype)
 
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
-        """Return a function that draws levels (B, F), field by field."""
+        """Return a function that samples levels (B, F), field by field."""
         walk, first = self._make_walk(), self.first_F.tolist()
 
         def draw(hidden_BH: Tensor) -> Tensor:
-            # The noise of all fields in one draw: sixteen small ones take as long as a layer.
-            noise_BL = _arrivals(hidden_BH.new_empty(len(hidden_BH), sum(self.levels)), generator).cpu().numpy()
+            # The noise of all fields in one call: sixteen small calls take as long as a recurrent layer.
+            noise_BL = _sample_gumbel(hidden_BH.new_empty(len(hidden_BH), sum(self.levels)), generator).cpu().numpy()
 
             def choose(logits_BV: np.ndarray, f: int) -> np.ndarray:
                 if sampling.masks_any:
@@ -298,29 +305,31 @@ class AutoregressiveHead(nn.Module):
         return draw
 
     def _make_walk(self) -> Callable[[Tensor, Callable[[np.ndarray, int], np.ndarray]], Tensor]:
-        """Return a function (hidden_BH, choose) -> levels (B, F).
+        """Return a function (hidden_BH, choose) -> levels (B, F), which goes through the fields in order.
 
-        Each field's level is what `choose` makes of its logits (B, V), given the past and the choices before it. In
-        numpy: its calls cost a fifth of torch's, and sixteen times some of them are what a frame takes.
+        `choose(logits_BV, f)` returns the level of field f, given the past and the levels chosen before. In numpy: its
+        calls take a fifth of the time of torch's, and a frame needs several for each of sixteen fields.
         """
         k = self.units_per_field
-        # What a field's level says to the fields behind it.
+        # What the levels of each field add to the hidden units of the following fields.
         rows_LK = self.earlier_LK.detach().float().cpu().split(self.levels)
-        told = [rows_VK[:, (f + 1) * k :].contiguous().numpy() for f, rows_VK in enumerate(rows_LK)]
-        weights = [out.weight.detach().float().cpu().t().contiguous().numpy() for out in self._typed_outs]
-        biases = [out.bias.detach().float().cpu().numpy() for out in self._typed_outs]
+        effects = [rows_VK[:, (f + 1) * k :].contiguous().numpy() for f, rows_VK in enumerate(rows_LK)]
+        weights = [out.weight.detach().float().cpu().t().contiguous().numpy() for out in self.outs]
+        biases = [out.bias.detach().float().cpu().numpy() for out in self.outs]
 
         def walk(hidden_BH: Tensor, choose: Callable[[np.ndarray, int], np.ndarray]) -> Tensor:
             hidden_BK = self.past(hidden_BH).detach().float().cpu().numpy()
-            levels_BF = np.empty((len(hidden_BK), len(told)), np.int64)
+            levels_BF = np.empty((len(hidden_BK), len(effects)), np.int64)
             for f, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 level_B = choose(np.maximum(hidden_BK[:, :k], 0) @ weight + bias, f)
                 levels_BF[:, f] = level_B
-                hidden_BK = hidden_BK[:, k:] + told[f][level_B]
+                hidden_BK = hidden_BK[:, k:] + effects[f][level_B]
             return torch.from_numpy(levels_BF).to(hidden_BH.device)
 
         return walk
 
+
+HeadName = Literal["regression", "mixture", "categorical", "autoregressive"]
 
 HEADS: dict[str, type[RegressionHead] | type[MixtureHead] | type[CategoricalHead] | type[AutoregressiveHead]] = {
     "regression": RegressionHead,

@@ -1,6 +1,8 @@
-"""How well a network predicts recordings: absolute error in levels and bits, by frame, in total and by group.
+"""Loss and error of a network on whole recordings: by frame, in total, and by group of fields.
 
-State is carried from a recording's first frame on; every frame but that first one counts.
+    metrics = name_losses(sum_losses(model, frames_BTF), model, mode)    # {"bits_per_frame": 25.98, ...}
+
+The recurrent state is carried from the first frame of a recording on. Every frame but the first counts.
 """
 
 from collections.abc import Iterator
@@ -11,14 +13,14 @@ from torch import Tensor
 from babble.codec.frames import Mode
 from babble.model.babbler import Babbler
 
-# Recordings are walked through in chunks of this many frames, state carried, so that memory stays flat.
+# Recordings are processed in chunks of this many frames, to bound memory.
 CHUNK_FRAMES = 1000
 
 
 @torch.no_grad()
 def _iterate_losses(model: Babbler, frames_BTF: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield absolute errors in levels and bits (B, T, F) chunk by chunk, state carried through all of them."""
-    head, state = model.typed_head, None
+    """Yield absolute errors in levels and bits, each (B, T, F), chunk by chunk, with the state carried."""
+    head, state = model.head, None
     for start in range(0, frames_BTF.shape[1] - 1, CHUNK_FRAMES):
         chunk = frames_BTF[:, start : start + CHUNK_FRAMES + 1]
         hidden_BTH, state = model(chunk[:, :-1], state)
@@ -28,11 +30,15 @@ def _iterate_losses(model: Babbler, frames_BTF: Tensor) -> Iterator[tuple[Tensor
 
 
 def measure_losses(model: Babbler, frames_BTF: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what predicting every frame of recordings but the first costs, state carried from it on.
+    """Return error and loss of every frame but the first.
+
+    Args:
+        model: the network.
+        frames_BTF: recordings of equal length, int64, on the network's device.
 
     Returns:
-        error_BTF, the absolute error in levels of the head's best guess, and bits_BTF, zeros without a likelihood;
-        float32 on the CPU, T one less than that of the recordings.
+        error_BTF, the absolute error of the best prediction in levels, and bits_BTF, zeros for heads without a
+        likelihood. Both float32 on the CPU, with one frame less than the recordings.
     """
     chunks = [(error.float().cpu(), bits.float().cpu()) for error, bits in _iterate_losses(model, frames_BTF)]
     if not chunks:
@@ -43,7 +49,7 @@ def measure_losses(model: Babbler, frames_BTF: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sum_losses(model: Babbler, frames_BTF: Tensor) -> Tensor:
-    """Return the costs of `measure_losses` summed over all frames, float64 (3, F): error, bits, how many values."""
+    """Return the values of `measure_losses` summed over frames, float64 (3, F): error, bits, number of frames."""
     sums = torch.zeros(3, frames_BTF.shape[-1], dtype=torch.float64, device=frames_BTF.device)
     for error_BTF, bits_BTF in _iterate_losses(model, frames_BTF):
         sums[0] += error_BTF.double().sum(dim=(0, 1))
@@ -53,16 +59,21 @@ def sum_losses(model: Babbler, frames_BTF: Tensor) -> Tensor:
 
 
 def name_losses(sums: Tensor, model: Babbler, mode: Mode) -> dict[str, float]:
-    """Return the named figures of `sum_losses`: mean absolute error a field, bits a frame, and both by group."""
+    """Return the metrics of `sum_losses` by name.
+
+    Returns:
+        `error_levels`, the mean absolute error in levels over all fields, and `error/GROUP`, not in modes with label
+        fields; `bits_per_frame` and `bits/GROUP`, only for heads with a likelihood.
+    """
     error_F, bits_F = (sums[:2] / sums[2]).tolist()
-    figures = {}
+    metrics = {}
     if not mode.has_labels:
-        figures["error_levels"] = sum(error_F) / len(error_F)
+        metrics["error_levels"] = sum(error_F) / len(error_F)
         for group in mode.groups:
             columns = mode.group_indices(group)
-            figures[f"error/{group}"] = sum(error_F[f] for f in columns) / len(columns)
-    if model.typed_head.has_likelihood:
-        figures["bits_per_frame"] = sum(bits_F)
+            metrics[f"error/{group}"] = sum(error_F[f] for f in columns) / len(columns)
+    if model.head.has_likelihood:
+        metrics["bits_per_frame"] = sum(bits_F)
         for group in mode.groups:
-            figures[f"bits/{group}"] = sum(bits_F[f] for f in mode.group_indices(group))
-    return figures
+            metrics[f"bits/{group}"] = sum(bits_F[f] for f in mode.group_indices(group))
+    return metrics

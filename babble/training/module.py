@@ -122,7 +122,7 @@ class BabbleModule(pl.LightningModule):
     @property
     def monitor(self) -> str:
         """The name of the figure that says which checkpoint is best."""
-        return "val/bits_per_frame" if self.model.typed_head.has_likelihood else "val/error_levels"
+        return "val/bits_per_frame" if self.model.head.has_likelihood else "val/error_levels"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cost a field of one batch of windows, or of one piece of every stream."""
@@ -133,12 +133,12 @@ class BabbleModule(pl.LightningModule):
         targets_BTF = frames_BTF[:, 1:]
         if self.optim.loss_steps == "last":
             hidden_BTH, targets_BTF = hidden_BTH[:, -1:], targets_BTF[:, -1:]
-        loss_BTF = self.model.typed_head.loss(hidden_BTH, targets_BTF)
+        loss_BTF = self.model.head.loss(hidden_BTH, targets_BTF)
         loss = loss_BTF.mean()
         # Of all processes: the loss curve does not depend on their number.
         self.log("train/loss", loss, sync_dist=True)
         for further, head in enumerate(self.model.heads_ahead, 1):
-            cost = head.loss(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()  # type: ignore[operator]
+            cost = head.loss(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()
             self.log(f"train/loss_ahead_{further + 1}", cost, sync_dist=True)
             loss = loss + AHEAD_WEIGHT * cost
         if is_logged(self.trainer):
@@ -148,7 +148,7 @@ class BabbleModule(pl.LightningModule):
     @torch.no_grad()
     def _log_losses(self, hidden_BTH: Tensor, targets_BTF: Tensor, loss_BTF: Tensor) -> None:
         """Log what the batch costs in total and by group, of all processes; the error of its first windows alone."""
-        head, few = self.model.typed_head, slice(PREDICTED_WINDOWS)
+        head, few = self.model.head, slice(PREDICTED_WINDOWS)
         # Of weights that run away the validation tells.
         with np.errstate(all="ignore"):
             error_F = (head.predict(hidden_BTH[few]) - targets_BTF[few]).abs().mean(dim=(0, 1))

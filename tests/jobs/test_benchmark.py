@@ -281,7 +281,7 @@ def test_the_plain_loop_draws_frames_as_often_as_they_are_probable() -> None:
         # The sixteen ways to voice a frame: what is behind the four bits does not count for them.
         frames = torch.zeros(1, 16, MODE.num_fields, dtype=torch.long)
         frames[..., :4] = torch.tensor(list(itertools.product((0, 1), repeat=4)))
-        bits = model.typed_head.loss(hidden_BTH[:, -1:].expand(1, 16, -1), frames)[0, :, :4].sum(dim=-1)
+        bits = model.head.loss(hidden_BTH[:, -1:].expand(1, 16, -1), frames)[0, :, :4].sum(dim=-1)
     p = torch.exp2(-bits).numpy()
     drawn_BF = plain_babble(model, np.repeat(prompt, streams, axis=0))(1)[0]
     counts = np.bincount(drawn_BF[:, :4] @ np.array([8, 4, 2, 1]), minlength=16)

@@ -1,4 +1,4 @@
-"""Every head: what it costs, what it guesses, what it draws."""
+"""Every head: its loss, its prediction, its samples."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ MODE = MODES["1300"]
 H = 6
 
 
-def _draw(head: torch.nn.Module, hidden_BH: Tensor, seed: int, **settings: str) -> Tensor:
+def _sample(head: torch.nn.Module, hidden_BH: Tensor, seed: int, **settings: str) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return head.make_sampler(Sampling.for_mode(MODE, **settings), generator)(hidden_BH)
 
@@ -35,31 +35,33 @@ def _targets(batch: int, frames: int) -> torch.Tensor:
     return (torch.rand(batch, frames, MODE.num_fields) * levels).long()
 
 
-def test_regression_costs_the_distance_in_levels():
+def test_the_loss_of_regression_is_the_distance_in_levels():
     head = RegressionHead(H, H, MODE)
     hidden_BTH, targets_BTF = torch.randn(2, 5, H), _targets(2, 5)
     by_hand = (torch.relu(head.dense(hidden_BTH)) * torch.tensor(MODE.levels - 1) - targets_BTF).abs()
     torch.testing.assert_close(head.loss(hidden_BTH, targets_BTF), by_hand)
 
 
-def test_regression_draws_the_nearest_legal_level():
+def test_regression_samples_the_nearest_valid_level():
     head = RegressionHead(H, H, MODE)
     with torch.no_grad():
         head.dense.weight.zero_()
         head.dense.bias[:] = torch.tensor([2.0, -1.0] + [0.5] * 14)
-    drawn = _draw(head, torch.zeros(1, H), 0)[0].tolist()
+    drawn = _sample(head, torch.zeros(1, H), 0)[0].tolist()
     assert drawn[:2] == [1, 0]
     assert drawn[4:6] == [64, 16]  # 63.5 and 15.5, rounded to even
 
 
 @pytest.mark.parametrize("head", ["regression", "mixture"])
 @pytest.mark.parametrize("name", ["2400", "1400", "1200", "700C"])
-def test_heads_that_need_distances_refuse_modes_with_labels(name: str, head: str):
-    with pytest.raises(ValueError, match=rf"model.head={head} can't learn mode {name}: .*autoregressive or categor"):
+def test_heads_that_need_distances_reject_modes_with_labels(name: str, head: str):
+    with pytest.raises(
+        ValueError, match=rf"model.head={head} can't be trained on mode {name}: .*autoregressive or categor"
+    ):
         HEADS[head](H, H, MODES[name])
 
 
-def test_categorical_costs_the_bits_of_each_field():
+def test_the_loss_of_categorical_is_the_bits_of_each_field():
     head = CategoricalHead(H, H, MODE)
     hidden_BTH, targets_BTF = torch.randn(2, 3, H), _targets(2, 3)
     cost = head.loss(hidden_BTH, targets_BTF)
@@ -72,7 +74,7 @@ def test_categorical_costs_the_bits_of_each_field():
         first += levels
 
 
-def test_a_head_that_knows_nothing_costs_all_the_bits_of_the_mode():
+def test_without_knowledge_a_frame_takes_all_bits_of_the_mode():
     head = CategoricalHead(H, H, MODE)
     with torch.no_grad():
         head.dense.weight.zero_()
@@ -80,37 +82,37 @@ def test_a_head_that_knows_nothing_costs_all_the_bits_of_the_mode():
     assert head.loss(torch.zeros(1, 1, H), _targets(1, 1)).sum().item() == pytest.approx(52)
 
 
-def test_categorical_guesses_the_median():
+def test_categorical_predicts_the_median():
     head = CategoricalHead(H, H, MODE)
     with torch.no_grad():
         head.dense.weight.zero_()
         head.dense.bias.fill_(-1e9)
-        # Energy, column 5, behind four voicing bits and pitch: levels 3, 10 and 20 with a third each.
+        # Energy, column 5, follows four voicing bits and pitch: levels 3, 10 and 20 with a third each.
         energy = 4 * 2 + 128
         head.dense.bias[[energy + 3, energy + 10, energy + 20]] = 0.0
     assert head.predict(torch.zeros(1, 1, H))[0, 0, 5].item() == 10
 
 
 @torch.no_grad()
-def test_categorical_draws_what_it_believes_and_a_low_temperature_the_likeliest():
+def test_categorical_samples_its_distribution_and_at_low_temperature_the_most_likely_level():
     torch.manual_seed(0)
     head = CategoricalHead(H, H, MODE)
     hidden_BH = torch.randn(1, H).expand(4000, H)
-    drawn = _draw(head, hidden_BH, 3)
+    drawn = _sample(head, hidden_BH, 3)
     p = head.logits(hidden_BH[0]).split(head.levels)[9].softmax(dim=-1)
     share = torch.bincount(drawn[:, 9], minlength=16) / len(drawn)
-    # Four standard errors of a share of 4,000 draws.
+    # Four standard errors of a frequency among 4,000 samples.
     assert ((share - p).abs() < 4 * torch.sqrt(p * (1 - p) / len(drawn))).all()
-    cold = _draw(head, hidden_BH[:9], 3, temperature="0.0001")
+    cold = _sample(head, hidden_BH[:9], 3, temperature="0.0001")
     assert (cold == cold[0]).all()
     assert cold[0, 9] == p.argmax()
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-def test_a_drawn_frame_is_legal_and_repeats_with_its_seed(name: str):
+def test_a_sampled_frame_is_valid_and_repeats_with_its_seed(name: str):
     head = HEADS[name](H, H, MODE)
     hidden_BH = 10 * torch.randn(50, H)
-    drawn = [_draw(head, hidden_BH, 5) for _ in range(2)]
+    drawn = [_sample(head, hidden_BH, 5) for _ in range(2)]
     assert torch.equal(drawn[0], drawn[1])
     assert (drawn[0] >= 0).all()
     assert (drawn[0] < torch.tensor(MODE.levels)).all()
@@ -118,7 +120,7 @@ def test_a_drawn_frame_is_legal_and_repeats_with_its_seed(name: str):
 
 
 @torch.no_grad()
-def test_a_mixtures_levels_hold_the_mass_between_their_edges():
+def test_the_probability_of_a_mixtures_level_is_the_mass_between_its_edges():
     torch.manual_seed(0)
     head = MixtureHead(H, H, MODE)
     hidden = torch.randn(H)
@@ -137,7 +139,7 @@ def test_a_mixtures_levels_hold_the_mass_between_their_edges():
 
 
 @torch.no_grad()
-def test_a_mixture_can_hold_a_field_at_one_level_and_costs_little_for_it_and_never_infinity():
+def test_a_mixture_can_put_nearly_all_probability_on_one_level_without_infinite_loss():
     head = MixtureHead(H, H, MODE)
     head.dense.weight.zero_()
     bias = head.dense.bias.view(MODE.num_fields, 3, COMPONENTS)
@@ -171,7 +173,7 @@ def test_the_probabilities_of_all_frames_of_a_small_mode_sum_to_one(name: str):
 
 
 @torch.no_grad()
-def test_autoregressive_draws_frames_as_often_as_they_are_probable():
+def test_autoregressive_samples_frames_as_often_as_they_are_probable():
     torch.manual_seed(0)
     mode = _small_mode()
     head = AutoregressiveHead(H, 30, mode)
@@ -188,9 +190,9 @@ def test_autoregressive_draws_frames_as_often_as_they_are_probable():
 
 
 @torch.no_grad()
-def test_a_field_hears_the_fields_before_it_and_none_behind():
+def test_a_field_depends_only_on_previous_fields():
     torch.manual_seed(0)
-    # Enough hidden units a field that some are not cut off by their ReLU.
+    # Enough hidden units per field that the ReLU leaves some.
     head = AutoregressiveHead(H, 160, MODE)
     hidden, frames = torch.randn(1, 1, H), _targets(1, 1)
     logits = head.field_logits(hidden, frames)
@@ -202,30 +204,30 @@ def test_a_field_hears_the_fields_before_it_and_none_behind():
 
 
 @torch.no_grad()
-def test_autoregressive_guesses_medians_given_the_medians_before_them():
+def test_autoregressive_predicts_medians_given_the_previous_medians():
     torch.manual_seed(0)
     head = AutoregressiveHead(H, 30, MODE)
     head.earlier_LK.mul_(5)
     hidden = torch.randn(2, 3, H)
-    guess = head.predict(hidden).long()
-    for f, logits in enumerate(head.field_logits(hidden, guess)):
+    predicted = head.predict(hidden).long()
+    for f, logits in enumerate(head.field_logits(hidden, predicted)):
         below = logits.softmax(dim=-1).cumsum(dim=-1)
-        at = below.gather(-1, guess[..., f : f + 1])[..., 0]
+        at = below.gather(-1, predicted[..., f : f + 1])[..., 0]
         assert (at >= 0.5).all()
-        assert (at - logits.softmax(dim=-1).gather(-1, guess[..., f : f + 1])[..., 0] < 0.5).all()
+        assert (at - logits.softmax(dim=-1).gather(-1, predicted[..., f : f + 1])[..., 0] < 0.5).all()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["mixture", "categorical", "autoregressive"])
-def test_cut_levels_are_never_drawn_and_fields_have_temperatures_of_their_own(name: str):
+def test_removed_levels_are_never_sampled_and_each_field_has_its_own_temperature(name: str):
     torch.manual_seed(0)
     head = HEADS[name](H, 30, MODE)
     hidden = 3 * torch.randn(1, H).expand(300, H)
-    # With the likeliest level alone, every draw is the same; pitch alone is left as it was learned.
-    drawn = _draw(head, hidden, 0, top_p="1e-6,pitch=1")
+    # With only the most likely level, all samples are equal; pitch keeps its distribution.
+    drawn = _sample(head, hidden, 0, top_p="1e-6,pitch=1")
     assert (drawn[:, :4] == drawn[0, :4]).all()
     assert len(drawn[:, 4].unique()) > 10
-    cold = _draw(head, hidden, 0, temperature="1,energy=0.0001")
+    cold = _sample(head, hidden, 0, temperature="1,energy=0.0001")
     assert len(cold[:, 4].unique()) > 10
-    if name != "autoregressive":  # There the likeliest energy depends on the pitch drawn.
+    if name != "autoregressive":  # There the most likely energy depends on the sampled pitch.
         assert len(cold[:, 5].unique()) == 1

@@ -5,12 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from babble import module
 from babble.codec.frames import MODES
 from babble.data.loaders import Batch
 from babble.model.babbler import Babbler, ModelConfig
-from babble.model.heads import HEADS
-from babble.model.likelihood import measure_losses, name_losses, sum_losses
 from babble.training.module import AHEAD_WEIGHT, BabbleModule, OptimConfig, lr_factor, replace_levels
 
 MODE = MODES["1300"]
@@ -27,39 +24,6 @@ def _model(head: str) -> Babbler:
     return Babbler(ModelConfig(num_layers=2, units=8, head=head), MODE)
 
 
-@pytest.mark.parametrize("head", list(HEADS))
-def test_pieces_with_carried_state_cost_what_one_pass_costs(head: str, monkeypatch: pytest.MonkeyPatch):
-    model, recording = _model(head), _speech(101)
-    whole = sum_losses(model, recording)
-    for piece in (1, 7, 50, 100):
-        monkeypatch.setattr(module, "PIECE_FRAMES", piece)
-        torch.testing.assert_close(sum_losses(model, recording), whole, rtol=1e-5, atol=1e-3)
-    assert (whole[2] == 100).all()
-
-
-@torch.no_grad()
-def test_the_figures_are_means_over_every_frame_but_the_first():
-    model, recording = _model("categorical"), _speech(30)
-    hidden_BTH, _ = model(recording[:, :-1])
-    bits_TF = model.typed_head.loss(hidden_BTH, recording[:, 1:])[0]
-    error_TF = (model.typed_head.predict(hidden_BTH) - recording[:, 1:]).abs()[0]
-    figures = name_losses(sum_losses(model, recording), model, MODE)
-    assert figures["bits_per_frame"] == pytest.approx(bits_TF.sum(dim=1).mean().item(), rel=1e-5)
-    assert figures["error_levels"] == pytest.approx(error_TF.mean().item(), rel=1e-5)
-    assert figures["bits/lsp"] == pytest.approx(bits_TF[:, 6:].sum(dim=1).mean().item(), rel=1e-5)
-    assert figures["error/pitch"] == pytest.approx(error_TF[:, 4].mean().item(), rel=1e-5)
-    parts = sum(value for name, value in figures.items() if name.startswith("bits/"))
-    assert parts == pytest.approx(figures["bits_per_frame"])
-
-
-def test_a_head_without_likelihood_reports_no_bits_and_labels_no_error():
-    figures = name_losses(sum_losses(_model("regression"), _speech(9)), _model("regression"), MODE)
-    assert not any("bits" in name for name in figures)
-    labels = Babbler(ModelConfig(num_layers=1, units=4), MODES["700C"])
-    sums = sum_losses(labels, torch.zeros(1, 5, 4, dtype=torch.long))
-    assert not any("error" in name for name in name_losses(sums, labels, MODES["700C"]))
-
-
 def test_learning_from_the_last_step_alone():
     windows = _speech(12, batch=3)
     config = ModelConfig(num_layers=1, units=4, head="regression")
@@ -71,7 +35,7 @@ def test_learning_from_the_last_step_alone():
         trained.trainer = TRAINER  # type: ignore[assignment]
         losses[steps] = trained.training_step(Batch(windows, torch.ones(3, dtype=torch.bool)), 0)
         hidden_BTH, _ = trained.model(windows[:, :-1])
-        cost = trained.model.typed_head.loss(hidden_BTH, windows[:, 1:])
+        cost = trained.model.head.loss(hidden_BTH, windows[:, 1:])
         torch.testing.assert_close(losses[steps], cost.mean() if steps == "all" else cost[:, -1].mean())
     assert losses["all"] != losses["last"]
 
@@ -93,7 +57,7 @@ def test_streams_carry_their_state_and_start_afresh_where_the_batch_says_so():
     model = trained.model
     carried, _ = model(speech[:1, :-1])
     fresh, _ = model(second[1:, :-1])
-    by_hand = model.typed_head.loss(torch.cat([carried[:, 6:], fresh]), second[:, 1:]).mean()
+    by_hand = model.head.loss(torch.cat([carried[:, 6:], fresh]), second[:, 1:]).mean()
     torch.testing.assert_close(loss, by_hand)
 
 
@@ -102,7 +66,7 @@ def test_frames_further_ahead_are_learned_by_heads_of_their_own():
     trained = _untrained(ModelConfig(num_layers=1, units=6, frames_ahead=3))
     loss = trained.training_step(Batch(speech, torch.tensor([True, True])), 0)
     hidden_BTH, _ = trained.model(speech[:, :-1])
-    by_hand = trained.model.typed_head.loss(hidden_BTH, speech[:, 1:]).mean()
+    by_hand = trained.model.head.loss(hidden_BTH, speech[:, 1:]).mean()
     for further, head in enumerate(trained.model.heads_ahead, 1):
         # Step t stands for frame t + 1, so frame t + 1 + further is `further` behind it.
         by_hand = by_hand + AHEAD_WEIGHT * head.loss(hidden_BTH[:, : 8 - further], speech[:, 1 + further :]).mean()
@@ -117,16 +81,6 @@ def test_noise_replaces_the_share_of_levels_asked_for_by_levels_of_the_same_fiel
     assert (noisy != frames).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert (noisy % 4 == frames % 4).all()
     assert replace_levels(frames, 0.0) is frames
-
-
-@torch.no_grad()
-def test_costs_by_frame_sum_to_the_sums():
-    model, recording = _model("autoregressive"), _speech(40)
-    error, bits = measure_losses(model, recording)
-    assert error.shape == bits.shape == (1, 39, MODE.num_fields)
-    sums = sum_losses(model, recording)
-    torch.testing.assert_close(error.double().sum(dim=(0, 1)), sums[0])
-    torch.testing.assert_close(bits.double().sum(dim=(0, 1)), sums[1])
 
 
 def test_the_learning_rate_is_a_function_of_the_step():
