@@ -1,26 +1,25 @@
-"""Many small trainings side by side, one row of a CSV each: the tables of LOG.md.
+"""Run many small trainings and append one row per training to a CSV: the tables of docs/results.md.
 
     python -m jobs.experiments --config configs/experiments.yaml --shards shards/tale
 
-1. The config names the experiments: for each a table, a name, the random seeds, and what it sets beside the training
-   config that all share.
-2. Each is a run of `python -m babble.train` on one core, as many at once as asked for. One that was cut short goes on.
-3. A finished one appends its row to the CSV; experiments that have a row are skipped, so the file grows over days.
+1. The config lists the experiments: a table, a name, the seeds, and the settings that differ from a shared base config.
+2. Each is a run of `python -m babble.train` on one core, several at the same time. An interrupted one is continued.
+3. A finished one appends its row to the CSV. Experiments that have a row are skipped, so the file can grow over days.
 """
 
 import csv
 import json
+import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from babble.cli import CommandError, run_command
-from babble.files import read_json_lines
+from babble.files import read_json, read_json_lines
 from babble.run_folder import RunFolder
 
 COLUMNS = (
@@ -31,13 +30,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Experiment:
-    """One row a random seed.
+    """One training per seed.
 
     Attributes:
-        table: which comparison it belongs to.
-        name: what it is called there.
-        settings: what it sets, in the words of `babble.train`, such as model.cell.
-        seeds: one run each.
+        table: the comparison that it belongs to.
+        name: its name in that table.
+        settings: what differs from the base config, by the keys of `babble.train`, e.g. model.cell.
+        seeds: random seeds, a row each.
     """
 
     table: str
@@ -48,16 +47,16 @@ class Experiment:
 
 @dataclass(frozen=True)
 class ExperimentsConfig:
-    """Run experiments and append what they reach on the validation split to a CSV.
+    """Run experiments and append their metrics on the validation split to a CSV.
 
     Attributes:
-        shards: the folder of shards that all hear.
-        base: the training config that all share.
-        experiments: what is compared.
-        runs: the folder for their run folders.
-        csv: where rows are appended.
-        at_once: how many run side by side, each on one core.
-        only: only these tables; all by default.
+        shards: Folder of shards for all experiments.
+        base: Training config that all experiments share.
+        experiments: What to compare; usually set in a config file.
+        runs: Folder for the run folders and logs.
+        csv: File to append the rows to.
+        at_once: Trainings at the same time, each on one core.
+        only: Only these tables; all by default.
     """
 
     shards: Path | None = None
@@ -69,18 +68,21 @@ class ExperimentsConfig:
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what nothing could be run from."""
+        """Validate that there is something to run."""
         if self.shards is None:
-            raise ValueError("name the shards that all experiments hear: --shards shards/tale")
+            raise ValueError("--shards is missing: name the folder of shards, e.g. --shards shards/tale.")
         if self.at_once < 1:
-            raise ValueError(f"--at_once {self.at_once}: at least 1 is needed.")
-        unknown = set(self.only) - {experiment.table for experiment in self.experiments}
-        if unknown or not self.experiments:
-            raise ValueError(f"the config has no experiments of {', '.join(sorted(unknown)) or 'any table'}.")
+            raise ValueError(f"--at-once {self.at_once}: must be at least 1.")
+        if not self.experiments:
+            raise ValueError("no experiments are configured: add --config configs/experiments.yaml.")
+        tables = dict.fromkeys(experiment.table for experiment in self.experiments)
+        for table in self.only:
+            if table not in tables:
+                raise ValueError(f"--only {table}: must be one of the config's tables, {', '.join(tables)}.")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of the CSV; none where there is no file."""
+    """Return the rows of the CSV; none without the file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -88,7 +90,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row, under a header where the file is new."""
+    """Append a row to the CSV, after a header if the file is new."""
     is_new = not path.is_file()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -97,15 +99,19 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         writer.writerow(row)
 
 
-def _as_typed(value: Any) -> str:
-    """Return a setting as one types it on a command line."""
+def _to_word(value: Any) -> str:
+    """Return a setting's value as it is typed on a command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _train(config: ExperimentsConfig, experiment: Experiment, seed: int) -> dict[str, Any]:
-    """Run one training to its end and return its row."""
+    """Run one training to its end, or continue it, and return its row.
+
+    Raises:
+        CommandError: it failed; the message shows the end of its log.
+    """
     name = f"{experiment.table}-{experiment.name}-{seed}".replace(" ", "-")
-    settings = [word for key, value in experiment.settings.items() for word in (f"--{key}", _as_typed(value))]
+    settings = [word for key, value in experiment.settings.items() for word in (f"--{key}", _to_word(value))]
     command = [
         *(sys.executable, "-m", "babble.train", "--config", str(config.base), "--name", name),
         *("--runs", str(config.runs), "--data.shards", str(config.shards), "--seed", str(seed)),
@@ -118,65 +124,64 @@ def _train(config: ExperimentsConfig, experiment: Experiment, seed: int) -> dict
     if code:
         tail = "\n".join(log.read_text().splitlines()[-5:])
         raise CommandError(f"{name} ended with exit code {code}; the end of {log}:\n{tail}")
-    run = RunFolder(config.runs / name)
-    finished = json.loads(run.finished.read_text())
-    metrics = read_json_lines(run.metrics)
-    speeds = sorted(row["train/frames_per_second"] for row in metrics if "train/frames_per_second" in row)
+    return make_row(RunFolder(config.runs / name), experiment, seed)
+
+
+def make_row(run: RunFolder, experiment: Experiment, seed: int) -> dict[str, Any]:
+    """Return the row of a finished training."""
+    finished, metrics = read_json(run.finished), read_json_lines(run.metrics)
+    speeds = [row["train/frames_per_second"] for row in metrics if "train/frames_per_second" in row]
+    # Modes with label fields have none: the levels of a label have no distance.
     errors = [row["val/error_levels"] for row in metrics if "val/error_levels" in row]
     return {
         "table": experiment.table,
         "name": experiment.name,
         "seed": seed,
-        "settings": " ".join(f"{key}={_as_typed(value)}" for key, value in experiment.settings.items()),
+        "settings": " ".join(f"{key}={_to_word(value)}" for key, value in experiment.settings.items()),
         "frames": finished["frames"],
         "weights": finished["weights"],
         "monitor": finished["monitor"],
         "held_out": f"{finished['best']:.4f}",
-        "error_levels": f"{errors[-1]:.4f}",
-        "frames_per_second": round(speeds[len(speeds) // 2]) if speeds else "",
+        "error_levels": f"{errors[-1]:.4f}" if errors else "",
+        "frames_per_second": round(statistics.median_high(speeds)) if speeds else "",
     }
 
 
-def run_experiments(config: ExperimentsConfig, say: Callable[[str], None] = print) -> None:
-    """Run what has no row yet, `at_once` side by side, and append the rows as they come.
+def run_experiments(config: ExperimentsConfig) -> None:
+    """Run the experiments without a row, `at_once` at the same time, and append each row when it is known.
 
     Raises:
-        CommandError: after all others were run, if one or more failed; names them.
+        CommandError: one or more failed; the others were run nevertheless.
     """
     done = {(row["table"], row["name"], row["seed"]) for row in read_rows(config.csv)}
-    chosen = [experiment for experiment in config.experiments if not config.only or experiment.table in config.only]
-    wanted = [
+    missing = [
         (experiment, seed)
-        for experiment in chosen
+        for experiment in config.experiments
         for seed in experiment.seeds
-        if (experiment.table, experiment.name, str(seed)) not in done
+        if (not config.only or experiment.table in config.only)
+        and (experiment.table, experiment.name, str(seed)) not in done
     ]
-    say(f"{len(wanted)} to run, {len(done)} in {config.csv} already")
+    print(f"{len(missing)} to run; {len(done)} rows in {config.csv} already", flush=True)
     lock, failures = threading.Lock(), []
 
-    def work(experiment: Experiment, seed: int) -> None:
+    def run(experiment: Experiment, seed: int) -> None:
         try:
             row = _train(config, experiment, seed)
         except CommandError as error:
             with lock:
-                failures.append(str(error))
-                say(f"failed: {error}")
+                failures.append(error)
+                print(f"failed: {error}", flush=True)
             return
         with lock:
             append_row(config.csv, row)
-            say(f"{row['table']}, {row['name']}, random seed {seed}: {row['held_out']} {row['monitor']}")
+            print(f"{row['table']}, {row['name']}, seed {seed}: {row['held_out']} {row['monitor']}", flush=True)
 
     with ThreadPoolExecutor(config.at_once) as pool:
-        for future in [pool.submit(work, *job) for job in wanted]:
+        for future in [pool.submit(run, *training) for training in missing]:
             future.result()
     if failures:
-        raise CommandError(f"{len(failures)} of {len(wanted)} failed; the rest is in {config.csv}.")
-
-
-def main() -> None:
-    """Run `python -m jobs.experiments`."""
-    run_command(ExperimentsConfig, run_experiments, "python -m jobs.experiments")
+        raise CommandError(f"{len(failures)} of {len(missing)} failed; the rows of the others are in {config.csv}.")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(ExperimentsConfig, run_experiments, "python -m jobs.experiments")
