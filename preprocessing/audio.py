@@ -1,14 +1,17 @@
-"""A recording's file -> its pcm, block by block, and the cause where it has none.
+"""An audio file -> its PCM in blocks, or the cause why it can't be used.
 
-In: the path of an MP3, FLAC, WAV, OGG, M4B or AAC file, of any rate and number of channels. Steps, for one block of
-`BLOCK_VALUES` values a channel after another, so that 16 hours need no more memory than a minute:
+    with open_recording(Path("part-01.mp3")) as recording:
+        for pcm in recording.pcm_blocks(): ...
 
-1. look at the first bytes: what the name promises must be what is inside;
-2. decode, once and in order, with soundfile, or PyAV for what soundfile does not read;
+Input: an MP3, FLAC, WAV, OGG, M4B or AAC file with any sample rate and number of channels. For one block of
+`BLOCK_VALUES` values per channel after another, so that 16 hours need no more memory than a minute:
+
+1. check that the first bytes match the suffix;
+2. decode once, in order, with soundfile, or with PyAV if soundfile can't read the format;
 3. mix to mono, resample to 8 kHz with soxr, apply the gain, round to int16;
-4. at the end compare what was decoded with what the file's own header promised.
+4. at the end, compare the decoded length with the one in the file's header.
 
-Out: int16 pcm at 8 kHz, or `BadRecording`, whose message is the cause as it stands in the report.
+Output: int16 PCM at 8 kHz, or `BadRecording`, whose message is the cause in the report.
 """
 
 import os
@@ -29,12 +32,13 @@ from babble.codec.frames import SAMPLE_RATE_HZ
 from preprocessing.inspect import PcmFacts, PcmMeter
 from preprocessing.kinds import KINDS, read_head, sniff, tag_size
 
-# MP3 decodes to the same values only in blocks of one size: never a setting.
+# Not a setting: an MP3 decodes to the same values only in blocks of the same size.
 BLOCK_VALUES = 1 << 16
 MIN_SECONDS = 1.0
-# A recording that never gets louder than this is called silent: a thousandth of full scale.
+# A recording whose peak is lower is silent: a thousandth of full scale.
 SILENT_PEAK_DBFS = -60.0
-# How much less than promised counts as truncated: encoders pad by a few thousand values and decoders trim them.
+# A recording that is shorter than its header says by more than this is truncated. Encoders pad by a few thousand
+# values, and decoders remove them.
 TRUNCATED_SECONDS = 0.5
 
 
@@ -45,7 +49,7 @@ class BadRecording(ValueError):
 def _check_kind(path: Path, file: IO[bytes]) -> str:
     suffix = path.suffix.lower()
     if suffix not in KINDS:
-        raise BadRecording(f"a file named {suffix or 'without an ending'} is not read; {', '.join(KINDS)} are")
+        raise BadRecording(f"unsupported suffix {suffix or '(none)'}; supported are {', '.join(KINDS)}")
     wanted = KINDS[suffix]
     head = read_head(file)
     if not head:
@@ -54,32 +58,32 @@ def _check_kind(path: Path, file: IO[bytes]) -> str:
     if found == "ID3":
         found = "MP3"
     if found and found != wanted:
-        raise BadRecording(f"wrong extension: it is called {suffix}, but there is {found} inside; rename it")
+        raise BadRecording(f"wrong suffix: named {suffix}, but it contains {found}; rename it")
     if found is None and wanted != "MP3":
-        raise BadRecording(f"not audio, or damaged at its beginning: called {suffix}, but it opens with {head[:4]!r}")
+        raise BadRecording(f"not audio, or its beginning is damaged: named {suffix}, but it starts with {head[:4]!r}")
     return wanted
 
 
 @contextmanager
 def _quiet_library() -> Iterator[None]:
-    """Hold back what libmpg123 prints: "part2_3_length too large" many times a file, though it decodes well."""
+    """Suppress the output of libmpg123: it prints "part2_3_length too large" many times for files it decodes well."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    stderr = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
 def _check_xing(file: IO[bytes]) -> bool:
-    """Return whether an MP3's first frame tells how many follow; without it the length is only estimated.
+    """Return whether the first frame of an MP3 has the number of frames; without it the length is only an estimate.
 
     Raises:
-        BadRecording: another MP3 follows behind the bytes that it tells of; decoders stop there without a word.
+        BadRecording: another MP3 follows after the end given by the first frame; decoders stop there without an error.
     """
     head = file.read(10)
     start = 0
@@ -91,18 +95,19 @@ def _check_xing(file: IO[bytes]) -> bool:
     flags = first[at + 7] if 0 <= at < len(first) - 16 else 0
     if flags & 3 == 3:
         file.seek(start + int.from_bytes(first[at + 12 : at + 16], "big"))
-        behind = file.read(16)
-        if sniff(behind) in ("MP3", "ID3"):
-            raise BadRecording("several MP3s joined byte by byte: only the first would be read; join them with ffmpeg")
+        if sniff(file.read(16)) in ("MP3", "ID3"):
+            raise BadRecording(
+                "several MP3 files joined byte by byte, only the first is readable; join them with ffmpeg"
+            )
     file.seek(0)
     return bool(flags & 1)
 
 
 def _check_pages(file: IO[bytes]) -> None:
-    """Raise if an Ogg file does not end with a whole page that says it is the last, of the stream that it began with.
+    """Raise if an Ogg file does not end with a whole last page of the stream that it starts with.
 
     Raises:
-        BadRecording: truncated, or several streams one behind the other, of which libsndfile reads the first.
+        BadRecording: truncated, or several streams one after another, of which libsndfile reads only the first.
     """
     first = file.read(27)
     file.seek(0, os.SEEK_END)
@@ -114,20 +119,20 @@ def _check_pages(file: IO[bytes]) -> None:
     last = tail[at:] if at >= 0 else b""
     is_whole = len(last) >= 27 and len(last) >= 27 + last[26] + sum(last[27 : 27 + last[26]])
     if not is_whole or not last[5] & 4:
-        raise BadRecording("truncated: its last page is missing or cut")
+        raise BadRecording("truncated: the last page is missing or incomplete")
     if first[14:18] != last[14:18]:
-        raise BadRecording("several OGG streams joined: only the first would be read; join them with ffmpeg")
+        raise BadRecording("several OGG streams joined, only the first is readable; join them with ffmpeg")
 
 
 def _missing_wav_bytes(file: IO[bytes]) -> int:
-    """Return how many bytes a WAV's data chunk promises and the file lacks; 0 where its length was never filled in."""
+    """Return how many bytes of a WAV's data chunk are missing; 0 if the length in its header was never filled in."""
     size = os.fstat(file.fileno()).st_size
     file.seek(12)
     missing = 0
     while len(chunk := file.read(8)) == 8:
         name, length = struct.unpack("<4sI", chunk)
         if name == b"data":
-            # Written to a pipe, the length is the largest there is, or zero.
+            # In a file written to a pipe, the length is the maximum or zero.
             unknown = length >= 0xFFFFF000 or length == 0
             missing = 0 if unknown else max(0, file.tell() + length - size)
             break
@@ -138,13 +143,13 @@ def _missing_wav_bytes(file: IO[bytes]) -> int:
 
 @dataclass
 class Recording:
-    """An open recording: what its header says, and its pcm, which can be read once.
+    """An open recording: the facts in its header, and its PCM, which can be read once.
 
     Attributes:
         kind: "MP3", "FLAC" ...
-        rate_hz: values a second and channel in the file.
-        channels: channels in the file.
-        seconds: the length that the file promises, None where it promises none.
+        rate_hz: sample rate of the file.
+        channels: number of channels in the file.
+        seconds: length according to the file's header, None if it has none.
     """
 
     kind: str
@@ -156,11 +161,11 @@ class Recording:
     _meter: PcmMeter = field(default_factory=PcmMeter)
 
     def pcm_blocks(self) -> Iterator[np.ndarray]:
-        """Yield the recording as int16 pcm at 8 kHz, in order.
+        """Yield the recording as int16 PCM at 8 kHz, in order.
 
         Raises:
-            BadRecording: damaged, truncated, empty, silent, under a second, or with values that are no numbers. What
-                was yielded before is then not to be used either.
+            BadRecording: damaged, truncated, empty, silent, shorter than a second, or with NaN or infinite values.
+                Don't use the blocks yielded before it either.
         """
         scale = np.float32(32768 * self._gain)
         resampler = None
@@ -182,32 +187,32 @@ class Recording:
     def _check_all(self) -> None:
         facts = self.facts()
         if self.seconds and facts.seconds < self.seconds - TRUNCATED_SECONDS:
-            raise BadRecording(f"truncated: {facts.seconds:.1f} s of the {self.seconds:.1f} s that its header promises")
+            raise BadRecording(f"truncated: {facts.seconds:.1f} s of the {self.seconds:.1f} s in its header")
         if not facts.seconds:
-            raise BadRecording("empty: there is no audio in it")
+            raise BadRecording("empty: it contains no audio")
         if facts.seconds < MIN_SECONDS:
-            raise BadRecording(f"too short: {facts.seconds:.2f} s, at least {MIN_SECONDS:g} s is needed")
+            raise BadRecording(f"too short: {facts.seconds:.2f} s, expected at least {MIN_SECONDS:g} s")
         if facts.peak_dbfs < SILENT_PEAK_DBFS:
-            raise BadRecording(f"silent: it never gets louder than {facts.peak_dbfs:g} dB of full scale")
+            raise BadRecording(f"silent: its peak is {facts.peak_dbfs:g} dB of full scale")
 
     def facts(self) -> PcmFacts:
-        """Return the facts of the pcm that was read so far."""
+        """Return the facts of the PCM read so far."""
         return self._meter.facts()
 
 
 @contextmanager
 def open_recording(path: Path, gain_db: float = 0.0) -> Iterator[Recording]:
-    """Give an open recording.
+    """Open a recording.
 
     Args:
-        path: a file whose suffix is one of `KINDS`.
-        gain_db: how much louder to make it before it is rounded to int16.
+        path: a file with one of the suffixes in `KINDS`.
+        gain_db: gain in dB, applied before rounding to int16.
 
     Raises:
-        BadRecording: not readable, empty, not audio, truncated as its header shows, or wrongly named.
+        BadRecording: not readable, empty, not audio, truncated according to its header, or with the wrong suffix.
     """
     try:
-        # Unbuffered, as libsndfile reads on from wherever the descriptor stands.
+        # Unbuffered, because libsndfile reads from the current offset of the descriptor.
         file = path.open("rb", buffering=0)
     except OSError as error:
         raise BadRecording(f"unreadable: {error.strerror}") from None
@@ -215,7 +220,7 @@ def open_recording(path: Path, gain_db: float = 0.0) -> Iterator[Recording]:
     with file:
         kind = _check_kind(path, file)
         if kind == "WAV" and (missing := _missing_wav_bytes(file)):
-            raise BadRecording(f"truncated: {missing:,} bytes fewer than its header promises")
+            raise BadRecording(f"truncated: {missing:,} bytes are missing according to its header")
         if kind == "OGG":
             _check_pages(file)
         if kind in ("MP4", "AAC"):
@@ -225,12 +230,12 @@ def open_recording(path: Path, gain_db: float = 0.0) -> Iterator[Recording]:
         length_is_known = kind != "MP3" or _check_xing(file)
         try:
             with _quiet_library():
-                # By number: a name that is no UTF-8 is no hindrance then.
+                # By descriptor, because soundfile can't open names that are not UTF-8.
                 sound = soundfile.SoundFile(file.fileno(), closefd=False)
         except soundfile.LibsndfileError as error:
-            raise BadRecording(f"not audio, or damaged at its beginning: {_why(error)}") from None
+            raise BadRecording(f"not audio, or its beginning is damaged: {_why(error)}") from None
         with sound:
-            # FLAC written to a pipe does not know its length, which libsndfile can't read to the end.
+            # A FLAC file written to a pipe has no length in its header; libsndfile can't read it to the end.
             if sound.frames >= 1 << 62:
                 os.lseek(file.fileno(), 0, os.SEEK_SET)
                 with _open_av(file, kind, gain) as recording:
@@ -241,11 +246,11 @@ def open_recording(path: Path, gain_db: float = 0.0) -> Iterator[Recording]:
 
 
 def _why(error: soundfile.LibsndfileError) -> str:
-    return str(error.error_string).strip().rstrip(".") or f"libsndfile's error {error.code}"
+    return str(error.error_string).strip().rstrip(".") or f"libsndfile error {error.code}"
 
 
 def _mix(block_NC: np.ndarray) -> np.ndarray:
-    """Return the mean of the channels; a loop over them, as numpy's mean along a short axis takes five times longer."""
+    """Return the mean of the channels. numpy's mean along a short axis would take five times as long as this loop."""
     if block_NC.shape[1] == 1:
         return np.ascontiguousarray(block_NC[:, 0])
     mono = block_NC[:, 0] + block_NC[:, 1]
@@ -268,14 +273,14 @@ def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
         if not len(block):
             return
         if is_float and not np.isfinite(block).all():
-            raise BadRecording(f"values that are no numbers (NaN or infinite) after {done / sound.samplerate:.1f} s")
+            raise BadRecording(f"NaN or infinite values after {done / sound.samplerate:.1f} s")
         done += len(block)
         yield _mix(block)
 
 
 @contextmanager
 def _open_av(file: IO[bytes], kind: str, gain: float) -> Iterator[Recording]:
-    # Imported here: FFmpeg takes 40 MB of memory, and only these formats need it.
+    # Imported here: FFmpeg takes 40 MB of memory, and few formats need it.
     try:
         import av
     except ImportError:
@@ -287,7 +292,7 @@ def _open_av(file: IO[bytes], kind: str, gain: float) -> Iterator[Recording]:
         raise BadRecording(f"truncated or not audio: {_av_why(error)}") from None
     with container:
         if not container.streams.audio:
-            raise BadRecording("not audio: there is no sound track in it")
+            raise BadRecording("not audio: it has no audio track")
         stream = container.streams.audio[0]
         # Raw AAC has no header: its length would be a guess from the bit rate.
         seconds = None
@@ -309,7 +314,7 @@ def _av_blocks(container: Any, stream: Any) -> Iterator[np.ndarray]:
     try:
         for frame in container.decode(stream):
             if frame.sample_rate != stream.rate:
-                raise BadRecording(f"changes its rate after {done / stream.rate:.1f} s")
+                raise BadRecording(f"its sample rate changes after {done / stream.rate:.1f} s")
             for converted in planar.resample(frame):
                 mono = _mix(converted.to_ndarray().T)
                 waiting.append(mono)

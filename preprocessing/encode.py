@@ -1,9 +1,9 @@
-"""A recording's pcm -> chunks -> packets.
+"""PCM of a recording -> chunks -> packets.
 
-The encoder is what takes the time, so a recording is cut into chunks that can be encoded anywhere, in any order. Cuts
-lie at multiples of the chunk length and never depend on how many workers there are; before each chunk comes the pcm of
-`mode.warmup_frames` frames, whose packets are thrown away. In the modes whose encoding is local, the packets are those
-of one encoder that read the recording from its beginning.
+Encoding takes most of the time of preprocessing, so a recording is cut into chunks that can be encoded anywhere, in any
+order. Cuts are at multiples of the chunk length, whatever the number of workers. Each chunk starts with the PCM of
+`mode.warmup_frames` frames of the previous chunk, whose packets are discarded. In modes with local encoding, the
+packets are those of one encoder that reads the whole recording.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ from babble.codec.frames import Mode
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk of a recording.
+    """A fixed-length cut of a recording.
 
     Attributes:
-        index: counted through the recording from 0.
-        warmup_frames: how many frames at its beginning belong to the chunk before.
+        index: number of the chunk in the recording, from 0.
+        warmup_frames: number of frames at its beginning that belong to the previous chunk.
         pcm: int16 (N,) at 8 kHz, a whole number of frames.
     """
 
@@ -31,12 +31,12 @@ class Chunk:
 
 
 def cut_chunks(blocks: Iterable[np.ndarray], mode: Mode, chunk_frames: int) -> Iterator[Chunk]:
-    """Yield the chunks of pcm that comes in blocks of any size.
+    """Yield the chunks of PCM that comes in blocks of any size.
 
     Args:
-        blocks: int16 pcm at 8 kHz, in order.
-        chunk_frames: frames a chunk, warm-up not counted; the last chunk has what is left. What is left over after
-            the last whole frame is dropped, as c2enc does.
+        blocks: int16 PCM at 8 kHz, in order.
+        chunk_frames: frames per chunk without warm-up; the last chunk is shorter. A remainder shorter than a frame is
+            dropped, as by c2enc.
     """
     step = mode.pcm_per_frame
     index = warmup = 0
@@ -51,7 +51,7 @@ def cut_chunks(blocks: Iterable[np.ndarray], mode: Mode, chunk_frames: int) -> I
             if filled == len(buffer):
                 yield Chunk(index, warmup, buffer)
                 kept = min(mode.warmup_frames, len(buffer) // step)
-                # A new one: whoever took the chunk may still be reading the old.
+                # A new buffer: the caller may still be using the previous chunk.
                 following = np.empty((kept + chunk_frames) * step, np.int16)
                 following[: kept * step] = buffer[len(buffer) - kept * step :]
                 buffer, filled, warmup, index = following, kept * step, kept, index + 1
@@ -61,11 +61,11 @@ def cut_chunks(blocks: Iterable[np.ndarray], mode: Mode, chunk_frames: int) -> I
 
 
 def encode_chunk(pcm: np.ndarray, warmup_frames: int, mode: Mode) -> bytes:
-    """Return the packets of a chunk's pcm, those of its warm-up thrown away."""
+    """Return the packets of a chunk's PCM, without those of its warm-up."""
     return encode_pcm(pcm, mode)[warmup_frames * mode.packet_bytes :]
 
 
 def encode_recording(blocks: Iterable[np.ndarray], mode: Mode, chunk_frames: int) -> bytes:
-    """Return the packets of a whole recording, as the preprocessing job makes them, in this process."""
+    """Return the packets of a whole recording, encoded in this process, equal to those of the preprocessing job."""
     chunks = cut_chunks(blocks, mode, chunk_frames)
     return b"".join(encode_chunk(chunk.pcm, chunk.warmup_frames, mode) for chunk in chunks)

@@ -1,7 +1,7 @@
-"""Facts of one recording: of its pcm while it is read, and of its frames once it is encoded.
+"""Facts of one recording: of its PCM while it is read, and of its frames once it is encoded.
 
-They stand in the manifest beside each recording, and tell whoever reads it whether a level was too high, a tape
-mostly empty, a voice not a voice.
+The manifest lists them for each recording. They show a level that is too high, a recording that is mostly pauses, or
+one that is not speech.
 """
 
 import math
@@ -11,22 +11,22 @@ import numpy as np
 
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, energy_db, has_disordered_lsps, is_voiced, pitch_hz
 
-# 20 ms: short enough to fall between words.
+# 20 ms: shorter than the pause between two words.
 ROW_VALUES = SAMPLE_RATE_HZ // 50
-# Rows below this count as pause; narration lies 20 to 40 dB above.
+# Rows below this are pauses; narration is 20 to 40 dB louder.
 PAUSE_DBFS = -50.0
 
 
 @dataclass(frozen=True)
 class PcmFacts:
-    """What a recording sounds like at 8 kHz, after the gain.
+    """Level of a recording at 8 kHz, after the gain.
 
     Attributes:
         seconds: its length.
-        peak_dbfs: its loudest value in dB of full scale; above 0 where it had to be clipped, -inf for no sound at all.
-        clipped: share of values that had to be clipped.
+        peak_dbfs: its peak in dB of full scale; above 0 if it was clipped, -inf for digital silence.
+        clipped: share of values that were clipped.
         pauses: share of 20 ms rows below `PAUSE_DBFS`.
-        speech_dbfs: root mean square of the other rows; None where there are none.
+        speech_dbfs: root mean square of the other rows; None if there are none.
     """
 
     seconds: float
@@ -41,14 +41,14 @@ def _db(ratio: float) -> float:
 
 
 class PcmMeter:
-    """Gathers the facts of pcm that goes by in blocks."""
+    """Measures PCM block by block."""
 
     def __init__(self) -> None:
         self._values = self._clipped = self._rows = self._speech_rows = 0
         self._peak = self._speech_power = 0.0
 
     def add(self, pcm: np.ndarray) -> None:
-        """Take one block into account, float32 (N,) with full scale at 32768, before it is clipped."""
+        """Add one block, float32 (N,) with full scale at 32768, before it is clipped."""
         self._values += len(pcm)
         peak = float(max(pcm.max(), -pcm.min()))
         self._peak = max(self._peak, peak)
@@ -73,14 +73,14 @@ class PcmMeter:
 
 
 def frame_facts(frames: np.ndarray, mode: Mode) -> dict[str, float]:
-    """Return what frames (T, F) say of the speech in them; facts that a mode's fields can't tell are left out.
+    """Return facts of the speech in frames (T, F); those that the mode's fields do not give are omitted.
 
     Returns:
         voiced: share of voiced frames.
-        pitch_hz: median pitch of the voiced ones.
+        pitch_hz: median pitch of the voiced frames.
         energy_db: mean energy.
-        energy_at_ceiling: share of frames whose energy is the highest level: the input was too loud for the codec.
-        lsp_disorder: share of frames whose LSPs are out of order: rare in speech.
+        energy_at_ceiling: share of frames with the highest level of energy: the input was too loud for the codec.
+        lsp_disorder: share of frames with LSPs out of order, which is rare in speech.
     """
     voiced = is_voiced(frames, mode)
     facts = {"voiced": round(float(voiced.mean()), 4)}

@@ -1,8 +1,10 @@
-"""Files, folders and zips -> the recordings in them, each with a name of its own.
+"""Files, folders and zips -> the recordings in them, each with a unique name.
 
-A file is named by its stem, and what lies in a folder or zip by that folder's or zip's name and its path inside, so
-that two books may both have a chapter 01: `tale/part-01`, `book/disc-2/chapter-07`. What can't be a recording is
-either clearly none (a text, a cover: ignored, but listed) or a failure with its cause.
+    found = find_sources([Path("tale.zip"), Path("books")])
+
+A file is named by its stem; a file in a folder or zip by the name of that and its path inside, so that two books may
+both have a chapter 01: `tale/part-01`, `book/disc-2/chapter-07`. Files that are clearly not audio (texts, covers) are
+ignored, but listed; other files that can't be used are failures with their cause.
 """
 
 import os
@@ -19,17 +21,18 @@ from preprocessing.audio import BadRecording
 from preprocessing.kinds import SUFFIXES, UNSUPPORTED_SUFFIXES, read_head, sniff
 
 COPY_BYTES = 1 << 20
+UNSUPPORTED_SUFFIX = "{} is not supported; convert it, e.g. with ffmpeg to .flac"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One recording to be read.
+    """One recording.
 
     Attributes:
-        name: its name, unique among the sources.
-        path: the file, or the zip that holds it.
-        member: its path in the zip, None for a plain file.
-        num_bytes: its size.
+        name: unique among the sources.
+        path: the file, or the zip that contains it.
+        member: path in the zip, None for a plain file.
+        num_bytes: size of the file.
     """
 
     name: str
@@ -39,18 +42,18 @@ class Source:
 
     @property
     def suffix(self) -> str:
-        """The suffix of the file itself, in lower case."""
+        """Suffix of the recording's file, in lower case."""
         return PurePosixPath(self.member or self.path.name).suffix.lower()
 
     @property
     def file(self) -> str:
-        """The file as a person finds it: its path, with the zip's before it."""
+        """Path of the file for messages: `ZIP:MEMBER` in a zip."""
         return f"{self.path}:{self.member}" if self.member else str(self.path)
 
 
 @dataclass
 class Found:
-    """What the sources hold: recordings, failures as (name, cause), and what was ignored."""
+    """Recordings, failures as (name, cause), and paths that were ignored."""
 
     sources: list[Source] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -58,10 +61,10 @@ class Found:
 
 
 def find_sources(paths: list[Path]) -> Found:
-    """Return the recordings in files, folders (searched through, in order of their names) and zips.
+    """Return the recordings in files, folders (recursively, in order of names) and zips.
 
     Raises:
-        FileNotFoundError: a path that is not there.
+        FileNotFoundError: a path does not exist.
     """
     found = Found()
     for path in paths:
@@ -73,7 +76,7 @@ def find_sources(paths: list[Path]) -> Found:
             _search_zip(path, path.stem, found)
         else:
             _take_file(path, _stem(path.name), found, is_named=True)
-    _refuse_equal_names(found)
+    _drop_equal_names(found)
     return found
 
 
@@ -86,19 +89,19 @@ def _stem(path: str) -> str:
 
 
 def _is_hidden(path: PurePosixPath) -> bool:
-    # "._chapter.mp3" and __MACOSX are what a Mac leaves beside the real files.
+    # macOS adds "._chapter.mp3" and __MACOSX to zips and folders.
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _search_folder(folder: Path, found: Found) -> None:
-    def complain(error: OSError) -> None:
+    def add_failure(error: OSError) -> None:
         found.failures.append((str(error.filename), f"unreadable: {error.strerror}"))
 
     name = folder.resolve().name
-    for parent, folders, files in os.walk(folder, onerror=complain, followlinks=False):
+    for parent, folders, files in os.walk(folder, onerror=add_failure, followlinks=False):
         hidden = sorted(name for name in folders if _is_hidden(PurePosixPath(name)))
         found.ignored += [_printable(f"{parent}/{name}/") for name in hidden]
-        # In place: os.walk goes where this list says.
+        # In place, because os.walk continues with this list.
         folders[:] = sorted(set(folders) - set(hidden))
         for file in sorted(files):
             path = Path(parent, file)
@@ -122,22 +125,25 @@ def _take_file(path: Path, name: str, found: Found, *, is_named: bool) -> None:
             found.sources.append(Source(name, path, None, about.st_size))
             return
         with path.open("rb") as file:
-            cause = _refuse_suffix(suffix, sniff(read_head(file)))
+            cause = _explain_suffix(suffix, sniff(read_head(file)))
     except OSError as error:
         found.failures.append((name, f"unreadable: {path}: {error.strerror}"))
         return
     if cause or is_named:
-        found.failures.append((name, cause or f"not audio: {suffix or 'no suffix'} is none of {' '.join(SUFFIXES)}"))
+        found.failures.append(
+            (name, cause or f"not audio: suffix {suffix or '(none)'} must be one of {' '.join(SUFFIXES)}")
+        )
     else:
         found.ignored.append(_printable(str(path)))
 
 
-def _refuse_suffix(suffix: str, inside: str | None) -> str | None:
+def _explain_suffix(suffix: str, content: str | None) -> str | None:
+    """Return the cause if a file without a supported suffix is audio."""
     if suffix in UNSUPPORTED_SUFFIXES:
-        return f"{suffix} is not read here; convert it, for instance with ffmpeg to .flac"
-    if inside:
-        kind = "MP3" if inside == "ID3" else inside
-        return f"wrong extension: there is {kind} inside, but it is called {suffix or 'by no suffix'}; rename it"
+        return UNSUPPORTED_SUFFIX.format(suffix)
+    if content:
+        kind = "MP3" if content == "ID3" else content
+        return f"wrong suffix: named {suffix or 'without a suffix'}, but it contains {kind}; rename it"
     return None
 
 
@@ -145,8 +151,8 @@ def _search_zip(path: Path, name: str, found: Found) -> None:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        found.failures.append((_printable(name), f"zip that can't be opened, {path}: {why}"))
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        found.failures.append((_printable(name), f"can't open the zip {path}: {cause}"))
         return
     with archive:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
@@ -160,39 +166,41 @@ def _search_zip(path: Path, name: str, found: Found) -> None:
             elif suffix in SUFFIXES:
                 found.sources.append(Source(member_name, path, info.filename, info.file_size))
             elif suffix in UNSUPPORTED_SUFFIXES or suffix == ".zip":
-                cause = "zip inside a zip; unpack it first" if suffix == ".zip" else _refuse_suffix(suffix, None)
-                found.failures.append((member_name, str(cause)))
+                is_zip = suffix == ".zip"
+                cause = "a zip inside a zip; unpack it first" if is_zip else UNSUPPORTED_SUFFIX.format(suffix)
+                found.failures.append((member_name, cause))
             else:
                 found.ignored.append(f"{path}:{info.filename}")
 
 
-def _refuse_equal_names(found: Found) -> None:
-    """Keep the first of several recordings of one name: often one chapter in two formats, and never told apart."""
+def _drop_equal_names(found: Found) -> None:
+    """Keep the first of several recordings with the same name, which are often one chapter in two formats."""
     first: dict[str, Source] = {}
     for source in found.sources:
         before = first.setdefault(source.name, source)
         if before is not source:
             found.failures.append(
-                (source.name, f"two files of one name: {source.file} and {before.file}; rename one or leave it out")
+                (source.name, f"two files with the same name: {source.file} and {before.file}; rename or remove one")
             )
     found.sources = list(first.values())
 
 
 @contextmanager
 def open_source(source: Source, scratch: Path) -> Iterator[Path]:
-    """Give a recording as a plain file; one from a zip is unpacked, in chunks, for as long as it is open.
+    """Open a recording as a plain file; a member of a zip is unpacked while it is open.
 
     Args:
+        source: the recording.
         scratch: an existing folder to unpack to.
 
     Raises:
-        BadRecording: a zip's member that is damaged or encrypted.
-        OSError: the disk is full, among others.
+        BadRecording: the zip's member is damaged or encrypted.
+        OSError: the disk is full, or another error of the file system.
     """
     if source.member is None:
         yield source.path
         return
-    # One recording of one run is unpacked once at a time: the process makes the name unique.
+    # Unique, because a process unpacks one recording at a time.
     unpacked = scratch / f"{os.getpid()}{source.suffix}"
     try:
         with zipfile.ZipFile(source.path) as archive, unpacked.open("wb") as copy:
@@ -200,7 +208,7 @@ def open_source(source: Source, scratch: Path) -> Iterator[Path]:
                 with archive.open(source.member) as member:
                     shutil.copyfileobj(member, copy, COPY_BYTES)
             except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-                raise BadRecording(f"can't be unpacked from the zip: {error}") from None
+                raise BadRecording(f"can't unpack it from the zip: {error}") from None
         yield unpacked
     finally:
         unpacked.unlink(missing_ok=True)

@@ -1,34 +1,36 @@
-"""Which frames of which recording are for training, validation and test: pure functions of names and lengths.
+"""Split recordings into train, validation and test: pure functions of names and lengths.
 
-Three ways, tried in this order:
+The first of these that applies:
 
-1. by patterns, where `split.validation` or `split.test` names recordings;
-2. by recording, so that nothing of a held-out chapter was heard in training;
-3. by time, where there are too few recordings for that: the last part of each is for the test, the one before it for
-   validation.
+1. by name, if `split.validation` or `split.test` has patterns;
+2. by recording, so that no held-out recording was used for training;
+3. by time, if there are too few recordings: the end of each recording is for test, the segment before for validation.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal, get_args
 
 DEFAULT_FRACTION = 0.05
-# Below this, or where one recording is longer than all others together, single recordings are too coarse a measure.
+# With fewer recordings, or with one longer than all others together, whole recordings do not give the fractions.
 MIN_RECORDINGS = 8
+
+Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How recordings are divided into train, validation and test.
+    """How recordings are split into train, validation and test.
 
     Attributes:
-        validation: Names of the recordings to validate on, wildcards allowed; a name's last part is enough
-            ('part-13*' for 'tale/part-13').
-        test: Names of the recordings to test on, likewise.
-        validation_fraction: Share of the frames to validate on where no names are given (0.05 if left out).
-        test_fraction: Share of the frames to test on where no names are given (0.05 if left out).
-        seed: Chooses other recordings where no names are given.
+        validation: Names of the validation recordings, with wildcards; the end of a name is enough ('part-13*' for
+            'tale/part-13').
+        test: Names of the test recordings, with wildcards; '*' for a corpus that is for evaluation only.
+        validation_fraction: Share of the frames for validation, 0.05 if omitted. Only without names.
+        test_fraction: Share of the frames for test, 0.05 if omitted. Only without names.
+        seed: Random seed of the choice of recordings. Only without names.
     """
 
     validation: tuple[str, ...] = ()
@@ -38,17 +40,20 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Validate fractions; reject fractions without effect."""
         for name in ("validation_fraction", "test_fraction"):
             fraction = getattr(self, name)
             if fraction is None:
                 continue
             if self.validation or self.test:
-                raise ValueError(f"split.{name} has no effect where split.validation or split.test names recordings.")
+                raise ValueError(f"split.{name} has no effect together with split.validation or split.test.")
             if not 0 <= fraction < 1:
-                raise ValueError(f"split.{name}={fraction} is no share; it must be at least 0 and below 1.")
+                raise ValueError(f"split.{name}={fraction}: must be at least 0 and below 1.")
         if self.fractions[0] + self.fractions[1] >= 1:
-            raise ValueError("split.validation_fraction and split.test_fraction leave nothing to train on.")
+            raise ValueError(
+                "split.validation_fraction + split.test_fraction must be below 1. For a corpus that is for evaluation "
+                "only, give --split.test '*'."
+            )
 
     @property
     def fractions(self) -> tuple[float, float]:
@@ -59,17 +64,17 @@ class SplitConfig:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of one recording's frames that belongs to one split."""
+class SplitSegment:
+    """Consecutive frames of one recording that belong to one split."""
 
     recording: str
-    split: str
+    split: Split
     first_frame: int
     frames: int
 
 
-def match_names(names: Sequence[str], config: SplitConfig) -> dict[str, str] | None:
-    """Return the split of every recording by the config's patterns, None where it has none.
+def match_names(names: Sequence[str], config: SplitConfig) -> dict[str, Split] | None:
+    """Return the split of every recording according to the config's patterns, None if it has no patterns.
 
     The patterns may match all recordings: a corpus for evaluation only.
 
@@ -78,16 +83,17 @@ def match_names(names: Sequence[str], config: SplitConfig) -> dict[str, str] | N
     """
     if not config.validation and not config.test:
         return None
-    splits: dict[str, str] = {}
-    for split, patterns in (("validation", config.validation), ("test", config.test)):
+    splits: dict[str, Split] = {}
+    held_out: tuple[tuple[Split, tuple[str, ...]], ...] = (("validation", config.validation), ("test", config.test))
+    for split, patterns in held_out:
         for pattern in patterns:
             matching = _find_names(names, pattern)
             if not matching:
                 shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-                raise ValueError(f"split.{split}: no recording is called {pattern!r}. There are: {shown}.")
+                raise ValueError(f"split.{split}: no recording matches {pattern!r}. The recordings are {shown}.")
             for name in matching:
                 if splits.setdefault(name, split) != split:
-                    raise ValueError(f"split.validation and split.test both ask for recording {name!r}.")
+                    raise ValueError(f"split.validation and split.test both match recording {name!r}.")
     return {name: splits.get(name, "train") for name in names}
 
 
@@ -96,51 +102,53 @@ def _find_names(names: Sequence[str], pattern: str) -> list[str]:
         parts = name.split("/")
         return ["/".join(parts[start:]) for start in range(len(parts))]
 
-    # A name may hold brackets itself: what is typed as it stands comes first.
+    # A name may contain brackets, so an exact match comes before wildcards.
     same = [name for name in names if pattern in endings(name)]
     return same or [name for name in names if any(fnmatchcase(ending, pattern) for ending in endings(name))]
 
 
 def split_recordings(
-    frames: Mapping[str, int], config: SplitConfig, matched: Mapping[str, str] | None = None
-) -> list[Part]:
-    """Return the parts of all recordings, in order of split (train, validation, test) and then of `frames`.
+    frames: Mapping[str, int], config: SplitConfig, matched: Mapping[str, Split] | None = None
+) -> list[SplitSegment]:
+    """Return the segments of all recordings, in order of split (train, validation, test) and then of `frames`.
 
     Args:
-        frames: how many frames each recording has, in order.
-        matched: what `match_names` gave; it may know of recordings that turned out bad and are not in `frames`.
+        frames: number of frames of each recording, in order.
+        config: the settings.
+        matched: result of `match_names`; it may contain recordings that failed and are not in `frames`.
     """
     total = sum(frames.values())
     if matched is None and (len(frames) < MIN_RECORDINGS or max(frames.values()) * 2 > total):
-        parts = [part for name, length in frames.items() for part in _split_by_time(name, length, config)]
+        segments = [segment for name, length in frames.items() for segment in _split_by_time(name, length, config)]
     else:
         splits = matched or _split_by_recording(frames, config)
-        parts = [Part(name, splits[name], 0, length) for name, length in frames.items()]
-    order = ("train", "validation", "test")
-    return sorted((part for part in parts if part.frames), key=lambda part: order.index(part.split))
+        segments = [SplitSegment(name, splits[name], 0, length) for name, length in frames.items()]
+    order = get_args(Split)
+    return sorted((segment for segment in segments if segment.frames), key=lambda segment: order.index(segment.split))
 
 
-def _split_by_time(name: str, length: int, config: SplitConfig) -> list[Part]:
+def _split_by_time(name: str, length: int, config: SplitConfig) -> list[SplitSegment]:
     num_validation, num_test = (round(length * fraction) for fraction in config.fractions)
     num_train = length - num_validation - num_test
     return [
-        Part(name, "train", 0, num_train),
-        Part(name, "validation", num_train, num_validation),
-        Part(name, "test", num_train + num_validation, num_test),
+        SplitSegment(name, "train", 0, num_train),
+        SplitSegment(name, "validation", num_train, num_validation),
+        SplitSegment(name, "test", num_train + num_validation, num_test),
     ]
 
 
-def _split_by_recording(frames: Mapping[str, int], config: SplitConfig) -> dict[str, str]:
-    # By a hash of each name: another recording, or one less, changes as little as can be.
+def _split_by_recording(frames: Mapping[str, int], config: SplitConfig) -> dict[str, Split]:
+    # Sorted by a hash of the name, so that adding or removing a recording moves as few others as possible.
     shuffled = sorted(frames, key=lambda name: hashlib.sha256(f"{config.seed}:{name}".encode()).digest())
-    splits = dict.fromkeys(frames, "train")
+    splits: dict[str, Split] = dict.fromkeys(frames, "train")
     total = sum(frames.values())
-    for split, fraction in zip(("validation", "test"), config.fractions, strict=True):
+    held_out: tuple[Split, ...] = ("validation", "test")
+    for split, fraction in zip(held_out, config.fractions, strict=True):
         wanted = fraction * total
         free = [name for name in shuffled if splits[name] == "train"]
         taken = 0
         for name in free:
-            # One that would overshoot by half is passed over, as a shorter one may follow.
+            # A recording that would exceed the share by half is skipped; a shorter one may follow.
             if taken < wanted and taken + frames[name] <= 1.5 * wanted:
                 splits[name] = split
                 taken += frames[name]

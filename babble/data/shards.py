@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -34,13 +34,13 @@ from babble.codec.codec2 import c2_header, parse_c2
 from babble.codec.frames import Mode, check_levels, get_mode, pack_packets, unpack_packets
 from babble.files import replacing, write_bytes, write_json
 from preprocessing.kinds import SUFFIXES
+from preprocessing.split import Split
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 # Folder inside the shards, for the work in progress of preprocessing.
 STAGING = ".partial"
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS: tuple[str, ...] = get_args(Split)
 # WebDataset reads 7.4 million frames per second in entries of 1,500 frames, and 1.1 million in entries of 200.
 SEGMENT_FRAMES = 1500
 

@@ -34,7 +34,7 @@ from jobs.preprocess.staging import Encoded, Staging, disk_full_message, open_st
 from jobs.preprocess.worker import DISK_FULL
 from preprocessing.kinds import FRAME_SUFFIXES
 from preprocessing.sources import Found, Source, find_sources
-from preprocessing.split import match_names, split_recordings
+from preprocessing.split import Split, match_names, split_recordings
 
 
 def preprocess(config: PreprocessConfig) -> None:
@@ -72,7 +72,7 @@ def preprocess(config: PreprocessConfig) -> None:
         raise
 
 
-def _encode_and_write(config: PreprocessConfig, found: Found, matched: dict[str, str] | None) -> None:
+def _encode_and_write(config: PreprocessConfig, found: Found, matched: dict[str, Split] | None) -> None:
     assert config.out is not None
     with open_staging(config.out, config.output_settings) as staging:
         if (share := config.parse_share()) and staging.missing_shares(share[1]):
@@ -143,7 +143,7 @@ def _encode(config: PreprocessConfig, sources: list[Source], staging: Staging) -
 
 
 def _write(
-    config: PreprocessConfig, found: Found, matched: dict[str, str] | None, encoded: Encoded, staging: Staging
+    config: PreprocessConfig, found: Found, matched: dict[str, Split] | None, encoded: Encoded, staging: Staging
 ) -> None:
     """Write shards, manifest and report from the staging, and remove it.
 

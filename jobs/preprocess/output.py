@@ -10,7 +10,7 @@ from babble.run_folder import RunFolder
 from jobs.preprocess.report import REPORT
 from jobs.preprocess.staging import Encoded, Staging, check_same_settings
 from preprocessing.sources import Found
-from preprocessing.split import Part
+from preprocessing.split import SplitSegment
 
 
 def check_out(out: Path, sources: Sequence[Path]) -> None:
@@ -87,7 +87,7 @@ def write_folder(
     out: Path,
     mode: Mode,
     settings: dict[str, Any],
-    parts: list[Part],
+    parts: list[SplitSegment],
     facts: dict[str, dict[str, Any]],
     failures: list[tuple[str, str]],
     staging: Staging,

@@ -15,14 +15,14 @@ from babble.cli import CommandError
 from babble.codec.frames import MODES, Mode, get_mode
 from babble.data.shards import MANIFEST, Manifest, Segment, write_manifest, write_shards
 from jobs.inspect_shards import InspectConfig, check_folder, entropy_bits, inspect_shards
-from preprocessing.split import Part
+from preprocessing.split import SplitSegment
 
 M1300 = get_mode("1300")
 PARTS = [
-    Part("a", "train", 0, 3100),
-    Part("b", "train", 0, 40),
-    Part("a", "validation", 3100, 200),
-    Part("a", "test", 3300, 1700),
+    SplitSegment("a", "train", 0, 3100),
+    SplitSegment("b", "train", 0, 40),
+    SplitSegment("a", "validation", 3100, 200),
+    SplitSegment("a", "test", 3300, 1700),
 ]
 
 

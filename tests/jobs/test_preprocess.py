@@ -405,19 +405,19 @@ def bad_book(tmp_path: Path) -> Path:
 
 CAUSES = {
     "bad/copy": "the same file as",
-    "bad/cut": "two files of one name",
+    "bad/cut": "two files with the same name",
     "bad/empty": "empty: the file has no bytes",
     "bad/gone": "unreadable",
     "bad/level": "frame 0 has v0=255, but in mode 1300 v0 has 2 levels",
     "bad/mode": "encoded in mode 3200, expected mode 1300",
-    "bad/nan": "values that are no numbers",
+    "bad/nan": "NaN or infinite values",
     "bad/part": "truncated: 161 bytes are not a whole number of 16-byte frames",
     "bad/short": "too short: 0.88 s",
     "bad/silent": "silent",
     "bad/still": "silent: all frames are the same",
     "bad/text": "not audio",
-    "bad/twice": "two files of one name",
-    "bad/wrong": "wrong extension: it is called .mp3, but there is FLAC inside",
+    "bad/twice": "two files with the same name",
+    "bad/wrong": "wrong suffix: named .mp3, but it contains FLAC",
     "bad/zip/good-4": "the same file as bad/good-2",
     "bad/zip/inside": "not audio",
 }

@@ -63,7 +63,7 @@ def test_wandb_that_is_not_installed_is_rejected(monkeypatch: pytest.MonkeyPatch
         ("--sources tests/speech/allison-01.ogg --out tests/speech/allison-01.ogg", 1, "name a folder outside the so"),
         ("--sources tests/speech --out {run}/shards", 1, "is in the run folder {run}: name a folder outside it"),
         ("--sources {run} --out x", 1, "no recordings found in {run}"),
-        ("--sources tests/speech --out x --split.test part-13", 1, "no recording is called 'part-13'"),
+        ("--sources tests/speech --out x --split.test part-13", 1, "no recording matches 'part-13'"),
         ("--sources {c2} --out x --gain-db 3", 1, "--gain-db has no effect: all recordings are Codec 2 already"),
         ("--sources tests/speech --out x --mode 1301", 2, "--mode 1301: expected one of 3200, "),
         ("--sauces tests", 2, "unknown flag --sauces; did you mean --sources?"),

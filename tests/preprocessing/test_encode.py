@@ -1,4 +1,4 @@
-"""Chunks of a recording against one plain loop over it."""
+"""Encoding in chunks, compared with encoding the whole recording."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ PREDICTIVE = [mode for mode in MODES.values() if not mode.is_encoding_local]
 
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
-    """Forty seconds of real speech, int16 at 8 kHz, that end in the middle of a frame."""
+    """Forty seconds of real speech, int16 at 8 kHz, whose last frame is incomplete."""
     with open_recording(RECORDING) as recording:
         return np.concatenate(list(recording.pcm_blocks()))[: 40 * 8000 + 77]
 
@@ -27,14 +27,13 @@ def split_blocks(pcm: np.ndarray, size: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("mode", LOCAL, ids=lambda mode: mode.name)
 @pytest.mark.parametrize("chunk_seconds", [1, 7, 20, 60])
-def test_chunks_give_the_frames_of_one_plain_loop(mode: Mode, chunk_seconds: int, speech: np.ndarray) -> None:
+def test_chunks_give_the_packets_of_the_whole_recording(mode: Mode, chunk_seconds: int, speech: np.ndarray) -> None:
     chunks = encode_recording(split_blocks(speech, 30_011), mode, chunk_seconds * mode.frames_per_second)
     assert chunks == encode_pcm(speech, mode)
 
 
 @pytest.mark.parametrize("mode", LOCAL, ids=lambda mode: mode.name)
-def test_without_warm_up_frames_would_differ(mode: Mode, speech: np.ndarray) -> None:
-    # What the test above would miss if chunks were joined as they come.
+def test_chunks_without_warm_up_differ(mode: Mode, speech: np.ndarray) -> None:
     step = 7 * mode.frames_per_second * mode.pcm_per_frame
     cold = b"".join(encode_pcm(chunk, mode) for chunk in split_blocks(speech, step))
     assert len(cold) == len(encode_pcm(speech, mode))
@@ -42,9 +41,9 @@ def test_without_warm_up_frames_would_differ(mode: Mode, speech: np.ndarray) -> 
 
 
 @pytest.mark.parametrize("mode", PREDICTIVE, ids=lambda mode: mode.name)
-def test_chunks_of_predictive_modes_are_nearly_those_of_one_plain_loop(mode: Mode, speech: np.ndarray) -> None:
+def test_chunks_of_predictive_modes_give_nearly_the_same_frames(mode: Mode, speech: np.ndarray) -> None:
     warmup_seconds = mode.warmup_frames // mode.frames_per_second
-    pcm = np.tile(speech[: 40 * 8000], 1 + 2 * warmup_seconds // 40)
+    pcm = np.tile(speech[: 40 * 8000], 1 + warmup_seconds // 40)
     whole = unpack_packets(encode_pcm(pcm, mode), mode)
     chunks = unpack_packets(encode_recording([pcm], mode, mode.warmup_frames + 50), mode)
     assert chunks.shape == whole.shape
@@ -53,7 +52,7 @@ def test_chunks_of_predictive_modes_are_nearly_those_of_one_plain_loop(mode: Mod
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @pytest.mark.parametrize("block", [1, 319, 320, 65536, 10**7])
-def test_chunks_do_not_depend_on_the_blocks_they_come_in(mode: Mode, block: int, speech: np.ndarray) -> None:
+def test_chunks_do_not_depend_on_the_size_of_blocks(mode: Mode, block: int, speech: np.ndarray) -> None:
     pcm = speech[: 8000 * 4 + 77]
     expected = list(cut_chunks([pcm], mode, 30))
     found = list(cut_chunks(split_blocks(pcm, block), mode, 30))
@@ -65,21 +64,21 @@ def test_chunks_do_not_depend_on_the_blocks_they_come_in(mode: Mode, block: int,
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_chunks_cover_every_whole_frame_once(mode: Mode, speech: np.ndarray) -> None:
     step = mode.pcm_per_frame
-    place = 0
+    position = 0
     for number, chunk in enumerate(cut_chunks(split_blocks(speech, 5000), mode, 100)):
         assert chunk.index == number
         assert chunk.warmup_frames == min(mode.warmup_frames, 100 * number)
         new = chunk.pcm[chunk.warmup_frames * step :]
         assert len(new) in (100 * step, len(speech) // step % 100 * step)
-        np.testing.assert_array_equal(new, speech[place : place + len(new)])
+        np.testing.assert_array_equal(new, speech[position : position + len(new)])
         np.testing.assert_array_equal(
-            chunk.pcm[: chunk.warmup_frames * step], speech[place - len(chunk.pcm) + len(new) : place]
+            chunk.pcm[: chunk.warmup_frames * step], speech[position - len(chunk.pcm) + len(new) : position]
         )
-        place += len(new)
-    assert place == len(speech) // step * step
+        position += len(new)
+    assert position == len(speech) // step * step
 
 
-def test_a_recording_of_whole_chunks_has_no_empty_one_behind() -> None:
+def test_a_recording_of_whole_chunks_does_not_end_with_an_empty_one() -> None:
     mode = get_mode("1300")
     chunks = list(cut_chunks([np.zeros(320 * 20, np.int16)], mode, 10))
     assert [len(chunk.pcm) // 320 - chunk.warmup_frames for chunk in chunks] == [10, 10]
@@ -94,7 +93,7 @@ def test_chunks_can_be_kept_while_later_ones_are_cut(speech: np.ndarray) -> None
     np.testing.assert_array_equal(kept[0].pcm, first)
 
 
-def test_a_read_only_chunk_as_ray_hands_it_out_is_encoded(speech: np.ndarray) -> None:
+def test_a_read_only_chunk_as_ray_returns_it_is_encoded(speech: np.ndarray) -> None:
     mode = get_mode("1300")
     pcm = speech[: 320 * 50].copy()
     pcm.flags.writeable = False

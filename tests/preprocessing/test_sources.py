@@ -1,4 +1,4 @@
-"""Files, folders and zips -> recordings with names, failures, and what is ignored."""
+"""Files, folders and zips -> recordings with names, failures, and ignored files."""
 
 import os
 import zipfile
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from preprocessing.audio import BadRecording
-from preprocessing.sources import find_sources, open_source
+from preprocessing.sources import COPY_BYTES, find_sources, open_source
 
 MP3 = b"\xff\xfb\x90\x00" * 10
 
@@ -46,16 +46,16 @@ def test_two_books_may_both_have_a_first_chapter(tmp_path: Path) -> None:
     assert found.failures == []
 
 
-def test_two_files_of_one_name_are_named_both(tmp_path: Path) -> None:
+def test_two_files_with_the_same_name_are_both_reported(tmp_path: Path) -> None:
     folder = fill(tmp_path / "book", "01.mp3", "01.flac", "02.mp3")
     found = find_sources([folder])
     assert [source.path.name for source in found.sources] == ["01.flac", "02.mp3"]
     ((name, cause),) = found.failures
     assert name == "book/01"
-    assert cause.startswith(f"two files of one name: {folder}/01.mp3 and {folder}/01.flac")
+    assert cause.startswith(f"two files with the same name: {folder}/01.mp3 and {folder}/01.flac")
 
 
-def test_what_is_clearly_no_audio_is_ignored_but_listed(tmp_path: Path) -> None:
+def test_files_that_are_not_audio_are_ignored_but_listed(tmp_path: Path) -> None:
     folder = fill(tmp_path / "book", "README", "cover.jpg", "notes.txt", ".hidden.mp3", "._1.mp3", data=b"\xff\xd8\xff")
     fill(folder, "1.mp3", ".trash/3.mp3", ".trash/4.mp3")
     make_zip(folder / "z.zip", "2.mp3", "cover.jpg", "__MACOSX/._2.mp3")
@@ -66,25 +66,25 @@ def test_what_is_clearly_no_audio_is_ignored_but_listed(tmp_path: Path) -> None:
     assert f"{folder}/.trash/" in found.ignored
 
 
-def test_audio_that_would_be_lost_without_a_word_fails(tmp_path: Path) -> None:
+def test_unsupported_audio_is_a_failure(tmp_path: Path) -> None:
     folder = fill(tmp_path / "book", "old.wma", "sound.mp3.bak", "nameless")
     make_zip(folder / "z.zip", "deep.zip", "old.aiff")
     causes = dict(find_sources([folder]).failures)
-    assert ".wma is not read here" in causes["book/old"]
-    assert "there is MP3 inside, but it is called .bak" in causes["book/sound.mp3"]
-    assert "called by no suffix" in causes["book/nameless"]
-    assert "zip inside a zip" in causes["book/z/deep"]
-    assert ".aiff is not read here" in causes["book/z/old"]
+    assert ".wma is not supported" in causes["book/old"]
+    assert "named .bak, but it contains MP3" in causes["book/sound.mp3"]
+    assert "named without a suffix" in causes["book/nameless"]
+    assert "a zip inside a zip" in causes["book/z/deep"]
+    assert ".aiff is not supported" in causes["book/z/old"]
 
 
 def test_a_file_that_is_named_must_be_audio(tmp_path: Path) -> None:
     fill(tmp_path, "notes.txt", data=b"words")
     ((name, cause),) = find_sources([tmp_path / "notes.txt"]).failures
     assert name == "notes"
-    assert cause.startswith("not audio: .txt is none of .mp3 .flac")
+    assert cause.startswith("not audio: suffix .txt must be one of .mp3 .flac")
 
 
-def test_links_to_nothing_pipes_and_broken_zips_fail(tmp_path: Path) -> None:
+def test_broken_links_pipes_and_broken_zips_fail(tmp_path: Path) -> None:
     folder = fill(tmp_path / "book", "broken.zip", "1.mp3")
     (folder / "gone.mp3").symlink_to("nowhere.mp3")
     os.mkfifo(folder / "pipe.mp3")
@@ -93,18 +93,18 @@ def test_links_to_nothing_pipes_and_broken_zips_fail(tmp_path: Path) -> None:
     assert [source.name for source in found.sources] == ["book/1"]
     assert causes["book/gone"] == f"unreadable: {folder}/gone.mp3: No such file or directory"
     assert causes["book/pipe"] == f"unreadable: {folder}/pipe.mp3 is not a regular file"
-    assert causes["book/broken"].startswith("zip that can't be opened")
+    assert causes["book/broken"].startswith(f"can't open the zip {folder}/broken.zip")
 
 
-def test_a_path_that_is_not_there_stops_everything(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     for name in ("nowhere", "nowhere.zip", "nowhere.mp3"):
         with pytest.raises(FileNotFoundError, match=f"--sources .*/{name} does not exist"):
             find_sources([tmp_path / name])
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
-def test_a_zips_member_is_unpacked_while_it_is_open(tmp_path: Path, compression: int) -> None:
-    data = os.urandom(3_000_000)
+def test_a_member_of_a_zip_is_unpacked_while_it_is_open(tmp_path: Path, compression: int) -> None:
+    data = os.urandom(COPY_BYTES + 1000)
     path = make_zip(tmp_path / "a.zip", "x/one.mp3", data=data, compression=compression)
     (source,) = find_sources([path]).sources
     scratch = tmp_path / "scratch"
@@ -121,11 +121,11 @@ def test_a_damaged_member_is_a_bad_recording(tmp_path: Path) -> None:
     data[50_000] ^= 1
     path.write_bytes(data)
     (source,) = find_sources([path]).sources
-    with pytest.raises(BadRecording, match="can't be unpacked from the zip: Bad CRC-32"), open_source(source, tmp_path):
+    with pytest.raises(BadRecording, match="can't unpack it from the zip: Bad CRC-32"), open_source(source, tmp_path):
         pass
 
 
-def test_a_name_that_is_no_utf_8_can_be_written_down(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_becomes_printable(tmp_path: Path) -> None:
     folder = tmp_path / "book"
     folder.mkdir()
     (folder / os.fsdecode(b"caf\xe9.mp3")).write_bytes(MP3)
