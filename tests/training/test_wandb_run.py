@@ -20,10 +20,10 @@ import pytest
 import yaml
 
 from babble.cli import config_to_dict
-from babble.dashboard import DashboardConfig, describe
 from babble.data.loaders import DataConfig
 from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
+from babble.reporting.workspace import describe
 from babble.run_folder import RunFolder
 from babble.train import ComputeConfig, StopConfig, TrainConfig, train
 from babble.training.samples import MEASURES, SamplesConfig
@@ -171,7 +171,7 @@ def test_every_panel_names_what_a_training_logs(offline: RunFolder) -> None:
     known = {name.partition("._")[0] for point in _points(offline.path) for name in point}
     known |= {name for record in _records(offline.path, "summary") for name in record["update"]}
     settings = _records(offline.path, "run")[0]["config"]["update"]
-    sections = describe(DashboardConfig(entity="us"))["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
+    sections = describe("us", "babble")["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
     keys = [key for section in sections for panel in section["panels"] for key in _find_keys(panel)]
     assert "samples/samples" in keys
     for key in keys:
