@@ -38,7 +38,7 @@ from babble.evaluation.baselines import baseline_lines, measure_baselines
 from babble.files import write_json
 from babble.model.babbler import ModelConfig
 from babble.model.checkpoint import load_checkpoint
-from babble.report import write_report
+from babble.reporting.render import write_report
 from babble.run_folder import RunFolder, git_revision
 from babble.training.averaging import make_averaging
 from babble.training.checkpoints import Checkpoints, StepLimit, StopRequest, find_resume

@@ -21,7 +21,7 @@ from babble.data.loaders import DataConfig
 from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
-from babble.train import StopConfig, TrainConfig, TrainResult, WandbConfig, train
+from babble.train import StopConfig, TrainConfig, TrainResult, WandbConfig, _report, train
 from babble.training.checkpoints import Checkpoints
 from babble.training.metrics import OF_THE_MACHINE
 from babble.training.module import OptimConfig
@@ -368,3 +368,9 @@ def test_a_resumed_run_is_the_same_wandb_run(speech_shards: Path, tmp_path: Path
     offline = sorted((tmp_path / "logged" / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     assert len(offline) == 2
     assert all(path.stat().st_size > 0 for path in offline)
+
+
+def test_a_report_that_fails_does_not_fail_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with mock.patch("babble.train.write_report", side_effect=KeyError("bug")):
+        _report(RunFolder(tmp_path))
+    assert f"Try: python -m babble.report {tmp_path}" in capsys.readouterr().err
