@@ -1,58 +1,58 @@
-# What the job scripts of this folder share; they source it. No job itself.
+# Functions that the job scripts of this folder share. Sourced by them, not a job itself.
 
 die() {
     echo "${SLURM_JOB_NAME:-babble}: $*" >&2
     exit 1
 }
 
-# The job as squeue and `scontrol requeue` name it: 17, or 17_3 in an array, where SLURM_JOB_ID may be the whole array's.
+# The job's id for squeue and `scontrol requeue`: 17, or 17_3 in an array, where SLURM_JOB_ID can be that of the whole array.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-${SLURM_JOB_ID:-}}
 
-# Set $python to the project's environment, which has to have these modules: .venv of the project, else the one that was
-# active when the job was submitted.
+# Set $python to the project's environment and check that it has these modules. It is the project's .venv, or else the
+# environment that was active when the job was submitted.
 find_python() {
     python=$project/.venv/bin/python
     [ -x "$python" ] || python=$(command -v python3) ||
-        die "no Python: run \`make demo\` in $project, or activate babble's environment before sbatch."
+        die "no Python found: run \`make .venv/.installed\` in $project, or activate babble's environment before sbatch."
     export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH}
     local missing
     missing=$("$python" -c 'import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if not u.find_spec(m)))' "$@") ||
         die "$python does not run on $(hostname)."
-    [ -z "$missing" ] || die "$python lacks $missing: install babble there, or activate its environment before sbatch."
+    [ -z "$missing" ] || die "$python lacks $missing: run \`make .venv/.installed\` in $project, or install them there."
 }
 
-# Say what runs where: the first lines of the job's log, again after every requeue.
-say_job() {
+# Print what runs where: the first lines of the job's log, again after every restart.
+print_job() {
     local restarts=${SLURM_RESTART_COUNT:-0}
-    echo "job      $job ${SLURM_JOB_NAME}$( ((restarts)) && echo ", requeued for the ${restarts}. time"), $(date '+%F %T')"
-    echo "nodes    ${SLURM_JOB_NUM_NODES} ($SLURM_JOB_NODELIST), ${SLURM_NTASKS_PER_NODE:-1} processes on each," \
-        "${SLURM_CPUS_PER_TASK:-1} cores for each, ${SLURM_GPUS_ON_NODE:-0} GPUs a node"
+    echo "job      $job ${SLURM_JOB_NAME}$( ((restarts)) && echo ", restart $restarts"), $(date '+%F %T')"
+    echo "nodes    ${SLURM_JOB_NUM_NODES} ($SLURM_JOB_NODELIST), ${SLURM_GPUS_ON_NODE:-0} GPUs per node," \
+        "${SLURM_NTASKS_PER_NODE:-1} processes per node, ${SLURM_CPUS_PER_TASK:-1} cores per process"
     echo "project  $project, git revision $(git -C "$project" describe --always --dirty 2>/dev/null || echo unknown)"
     echo "python   $python"
 }
 
-# Whether Slurm still has this job as running: false once somebody has cancelled it or its time is over.
+# Succeed if this job is still running for Slurm: it is not once it was cancelled or its time limit is reached.
 is_running() {
     scontrol show job "$job" | grep -q 'JobState=RUNNING'
 }
 
-# Have Slurm start this job again, and wait for the end that it makes of this one.
+# Ask Slurm to restart this job, and wait until it ends this run of it.
 requeue() {
     echo "$(date '+%F %T') requeueing job $job"
-    scontrol requeue "$job" || die "Slurm would not requeue job $job: submit the same again, and it goes on."
+    scontrol requeue "$job" || die "Slurm did not requeue job $job. Submit the same job again to resume."
     sleep 300
-    die "Slurm has requeued job $job but not ended it."
+    die "Slurm requeued job $job but did not end this run of it."
 }
 
-# Start a Ray cluster over the allocation and set $address. Its head is this shell's node, the others join it; whoever does
-# not know the token is kept out. Slurm ends it with the job: `ray stop` would end other jobs' Ray too.
+# Start a Ray cluster on the allocation and set $address. Its head is on this node; the other nodes join it. Only processes
+# with the token can connect. Slurm ends the cluster with the job: `ray stop` would end the Ray of other jobs too.
 start_ray() {
     address=$(getent ahostsv4 "$(hostname)" | awk 'NR == 1 { print $1 }'):$((20000 + SLURM_JOB_ID % 10000))
     RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
     local logs=logs/$SLURM_JOB_NAME-$job cores=${SLURM_CPUS_PER_TASK:-1} others=$((SLURM_JOB_NUM_NODES - 1))
-    mkdir -p "$logs" || die "can't make $logs in $PWD."
+    mkdir -p "$logs" || die "cannot create $logs in $PWD."
     echo "logs     $PWD/$logs/ray-*.log"
     local start=("$python" -m ray.scripts.scripts start --block --num-cpus="$cores"
         --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-store-memory=1000000000)

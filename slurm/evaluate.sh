@@ -1,9 +1,10 @@
 #!/bin/bash
-# Measure a run and let it babble: RUN is a run's folder, what follows is what `python -m babble.evaluate` takes.
+# Evaluate a run and generate a minute of speech. RUN is a run folder; the other arguments go to `python -m babble.evaluate`.
 #
-#   sbatch slurm/evaluate.sh runs/book --split validation
+#   sbatch slurm/evaluate.sh RUN [--split validation ...]
+#   sbatch slurm/evaluate.sh runs/book --split test
 #
-# It leaves evaluation.json and evaluation.png, and a minute of babble.wav, in the run's folder.
+# Writes evaluation.json, evaluation.png and babble.wav into the run folder.
 #SBATCH --job-name=babble-evaluate
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -13,14 +14,15 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 
+# Slurm runs a copy of this file in its spool directory, so the project is found from the path that was submitted.
 script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1)
 project=$(cd "$(dirname "$script")/.." && pwd)
 source "$project/slurm/common.sh" || exit 1
 
-run=${1:?name the folder of a run: sbatch slurm/evaluate.sh runs/NAME}
+run=${1:?name a run folder: sbatch slurm/evaluate.sh runs/NAME}
 shift
 find_python torch webdataset babble
-say_job
+print_job
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 "$python" -u -m babble.evaluate "$run" --json "$run/evaluation.json" --figure "$run/evaluation.png" "$@" || exit
 exec "$python" -u -m babble.generate "$run" --seconds 60 --out "$run/babble.wav"

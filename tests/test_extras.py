@@ -1,4 +1,4 @@
-"""Each extra installs what its part needs and no more, tried in environments of their own."""
+"""Each extra installs what its part needs and no more; tried in a new environment per extra."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ SOURCE = ("babble", "preprocessing", "jobs", "pyproject.toml", "constraints.txt"
 
 
 def install(folder: Path, extra: str) -> Path:
-    """Return the Python of a new environment that has only this extra, installed from a copy of the source."""
+    """Return the Python of a new environment with this extra alone, installed from a copy of the source."""
     source = folder / "source"
     source.mkdir()
     for name in SOURCE:
@@ -28,7 +28,7 @@ def install(folder: Path, extra: str) -> Path:
 
 
 def run(python: Path, folder: Path, *words: str) -> None:
-    """Run the environment's Python in the copy of the source; what the tests' own environment sets stays out."""
+    """Run the environment's Python in the copy of the source, without the variables of the tests' own environment."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run([python, *words], cwd=folder / "source", env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,6 +62,6 @@ def test_dashboards_need_no_torch(tmp_path: Path) -> None:
     assert (tmp_path / "dashboard.json").is_file()
 
 
-def test_a_tuning_node_has_both(tmp_path: Path) -> None:
+def test_a_tuning_node_has_torch_and_ray(tmp_path: Path) -> None:
     python = install(tmp_path, "tune")
     run(python, tmp_path, "-c", "import babble.train, ray.tune, optuna")
