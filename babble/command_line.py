@@ -47,12 +47,16 @@ class Setting:
     @property
     def is_list(self) -> bool:
         """Whether bare words after the flag are its items."""
-        return get_origin(self.type) is tuple and get_args(self.type)[0] in (str, Path)
+        return get_origin(self.type) is tuple and (self._item in (str, Path) or get_origin(self._item) is Literal)
+
+    @property
+    def _item(self) -> Any:
+        return get_args(self.type)[0] if get_origin(self.type) is tuple else self.type
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The allowed values of a closed set; empty for other types."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+        """The allowed values, or items of a list, of a closed set; empty for other types."""
+        return get_args(self._item) if get_origin(self._item) is Literal else ()
 
     def expected(self) -> str:
         """Return what values are allowed, in words."""
