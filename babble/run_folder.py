@@ -29,6 +29,8 @@ from babble.cli import describe_changes, to_yaml
 from babble.files import lock, read_json, write_bytes, write_json
 
 PACKAGES = ("babble-speech", "torch", "pytorch-lightning", "webdataset", "numpy", "pycodec2", "wandb", "ray")
+# The bundled voice: a run folder that has only a checkpoint.
+PRETRAINED = Path(__file__).parent / "pretrained"
 # Settings that name a run and change nothing in it: a renamed config file continues the same run.
 LABELS = ("name", "runs", "recipe")
 
@@ -167,8 +169,11 @@ def locate_checkpoint(run: Path, which: str = "best") -> tuple[RunFolder, Path]:
 
     Raises:
         FileNotFoundError: as `RunFolder.find_checkpoint`.
+        ValueError: `run` is a checkpoint file and `which` names another one.
     """
     if run.is_file():
+        if which != "best":
+            raise ValueError(f"{run} is a checkpoint, so --checkpoint {which} has no effect. Remove one of them.")
         return RunFolder(run.parent.parent if run.parent.name == "checkpoints" else run.parent), run
     folder = RunFolder(run)
     return folder, folder.find_checkpoint(which)

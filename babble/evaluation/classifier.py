@@ -1,16 +1,21 @@
-"""The classifier test: can a small network tell babble from real speech, given clips of both?
+"""Two-sample test: how well can a small classifier separate clips of babble from clips of real speech?
 
-Where it can do no better than between two segments of real speech, it finds nothing in babble that is not in speech.
+    accuracy = measure_accuracy(babble, held_out, mode, clip_frames=100)
 
-1. Both sides are cut into clips of one length, none across two recordings, and as many of one as of the other.
-2. In time each side falls into `NUM_FOLDS` segments. In turn one of them is held back for the test, the next chooses
-   when to stop, and a network learns from the rest: nothing that lies beside a learned frame is tested, but at the
-   ends of a segment.
-3. The network: embedded fields summed, a bidirectional GRU, its mean and maximum over the clip, one logit.
-4. The accuracy on the clips held back, over all turns, and what the turns differ by.
+An accuracy like that between two sets of real speech means that the classifier finds no difference.
 
-A turn's training is bounded: `FRAMES_PER_TURN` frames at most, so that clips of any length cost about the same; and it
-ends early once `PATIENCE` checks on the choosing clips brought nothing, or nothing is left to learn.
+1. Both sets are cut into clips of one length, none across two recordings, and clips are dropped evenly until both sets
+   have the same number.
+2. The clips of each set are split into `NUM_FOLDS` folds of consecutive clips. In turn one fold is the test set, the
+   next one the validation set for early stopping, and the classifier is trained on the others. So test clips are not
+   adjacent to training clips, except at the ends of a fold.
+3. The classifier: the sum of embedded fields, a bidirectional GRU, mean and maximum over the clip, one logit.
+4. The result is the mean accuracy over the test folds, with an interval from how the folds differ.
+
+Training on a fold is bounded: by `FRAMES_PER_FOLD` frames, so that clips of any length cost about the same, and by
+early stopping after `PATIENCE` checks without improvement, or at a validation loss below `SOLVED_LOSS`.
+
+Source: Lopez-Paz and Oquab 2017, Revisiting classifier two-sample tests.
 """
 
 import math
@@ -31,28 +36,28 @@ WIDTH = 64
 UNITS = 64
 DROPOUT = 0.3
 LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.01
 FRAMES_PER_BATCH = 3200
 MIN_CLIPS_PER_BATCH = 8
-FRAMES_PER_TURN = 240_000
+FRAMES_PER_FOLD = 240_000
 FRAMES_PER_CHECK = 60_000
 PATIENCE = 2
-# Cross-entropy a choosing clip, in nats: below it, nothing is left to learn.
-SOLVED_COST = 0.02
-WEIGHT_DECAY = 0.01
+# Cross-entropy per validation clip, in nats: below it, training stops.
+SOLVED_LOSS = 0.02
 MIN_CLIPS = 2 * NUM_FOLDS
-JUDGED_AT_ONCE = 128
+CLIPS_PER_EVALUATION_BATCH = 128
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well clips are told apart; chance is 0.5.
+    """How well a classifier separates two sets of clips; 0.5 is chance.
 
     Attributes:
-        accuracy: share of held-back clips put on the right side by who knows that half of them are of either.
-        low: lower end of its 95 % interval, from how the turns differ.
-        high: upper end.
-        auc: probability that of one clip of either side the right one looks more like babble.
-        clips: how many clips of each side were judged.
+        accuracy: share of test clips assigned to the right set, knowing that half of them belong to each.
+        low: lower end of its 95 % interval, from how the folds differ.
+        high: upper end of the interval.
+        auc: probability that, of one clip of each set, the right one has the higher logit (area under the ROC curve).
+        clips: number of clips of each set.
     """
 
     accuracy: float
@@ -63,7 +68,7 @@ class Accuracy:
 
 
 class ClipClassifier(nn.Module):
-    """Clips (B, T, F) -> the logit (B,) that each is of our side."""
+    """Clips (B, T, F) -> the logit (B,) that each belongs to the first set."""
 
     def __init__(self, mode: Mode) -> None:
         super().__init__()
@@ -75,12 +80,17 @@ class ClipClassifier(nn.Module):
     def forward(self, clips_BTF: Tensor) -> Tensor:
         """Return the logits (B,)."""
         hidden_BTH, _ = self.gru(self.dropout(self.input(clips_BTF)))
-        pooled = torch.cat([hidden_BTH.mean(dim=1), hidden_BTH.amax(dim=1)], dim=-1)
-        return self.logit(self.dropout(pooled)).squeeze(-1)
+        pooled_BH = torch.cat([hidden_BTH.mean(dim=1), hidden_BTH.amax(dim=1)], dim=-1)
+        return self.logit(self.dropout(pooled_BH)).squeeze(-1)
 
 
-class _Side:
-    """One side's frames, where its clips start, and which fold, a segment of time, each clip is in."""
+class ClipSet:
+    """One set's frames, where its clips start, and the fold of each clip.
+
+    Args:
+        recordings: (T, F) each.
+        clip_frames: length of a clip.
+    """
 
     def __init__(self, recordings: list[np.ndarray], clip_frames: int) -> None:
         self.clip_frames = clip_frames
@@ -92,23 +102,29 @@ class _Side:
         self.starts = np.repeat(lengths.cumsum() - lengths, counts) + within * clip_frames
 
     def keep(self, num_clips: int) -> None:
-        """Leave so many clips, spread evenly, and deal them to the folds."""
+        """Keep `num_clips` clips, spread evenly, and assign them to folds."""
         kept = np.linspace(0, len(self.starts) - 1, num_clips).round().astype(int)
         self.starts, self.recording = self.starts[kept], self.recording[kept]
         self.folds = np.arange(num_clips) * NUM_FOLDS // num_clips
 
     def clips(self, starts: np.ndarray) -> Tensor:
-        """Return the clips (B, T, F) that start there."""
+        """Return the clips (B, T, F) that start at these frames."""
         return self.frames[torch.from_numpy(starts[:, None] + np.arange(self.clip_frames))]
 
-    def draw(self, is_learned: np.ndarray, num_clips: int, rng: np.random.Generator) -> Tensor:
-        """Return clips to learn from, shifted at random into the clip behind where that is learned from too."""
-        chosen = rng.choice(np.flatnonzero(is_learned), num_clips)
-        behind = np.minimum(chosen + 1, len(is_learned) - 1)
+    def sample(self, is_training: np.ndarray, num_clips: int, rng: np.random.Generator) -> Tensor:
+        """Return random training clips (B, T, F), shifted by a random offset if the next clip is a training clip too.
+
+        Args:
+            is_training: which clips are training clips, bool (clips,).
+            num_clips: how many to sample.
+            rng: source of randomness.
+        """
+        chosen = rng.choice(np.flatnonzero(is_training), num_clips)
+        following = np.minimum(chosen + 1, len(is_training) - 1)
         may_shift = (
-            is_learned[behind]
-            & (self.recording[behind] == self.recording[chosen])
-            & (self.starts[behind] == self.starts[chosen] + self.clip_frames)
+            is_training[following]
+            & (self.recording[following] == self.recording[chosen])
+            & (self.starts[following] == self.starts[chosen] + self.clip_frames)
         )
         return self.clips(self.starts[chosen] + may_shift * rng.integers(0, self.clip_frames, num_clips))
 
@@ -116,78 +132,76 @@ class _Side:
 def measure_accuracy(
     ours: list[np.ndarray], theirs: list[np.ndarray], mode: Mode, clip_frames: int, seed: int = 0
 ) -> Accuracy | None:
-    """Return how well a classifier tells clips of two kinds of speech apart; None with too little speech for that.
+    """Return how well a classifier separates clips of two sets of speech, or None if either has too few clips.
 
     Args:
-        ours: recordings (T, F), say of babble.
-        theirs: recordings (T, F), say of real speech; clips of the side that has more are left out evenly.
-        mode: the mode of all of them.
+        ours: recordings (T, F), e.g. of babble.
+        theirs: recordings (T, F), e.g. of real speech.
+        mode: the mode of all frames.
         clip_frames: length of a clip.
-        seed: of weights, dropout and the order of clips.
+        seed: random seed of weights, dropout and the order of clips.
     """
-    sides = [_Side(recordings, clip_frames) for recordings in (ours, theirs)]
-    num_clips = min(len(side.starts) for side in sides)
+    sets = [ClipSet(recordings, clip_frames) for recordings in (ours, theirs)]
+    num_clips = min(len(clip_set.starts) for clip_set in sets)
     if num_clips < MIN_CLIPS:
         return None
-    for side in sides:
-        side.keep(num_clips)
+    for clip_set in sets:
+        clip_set.keep(num_clips)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        turns = np.array([_take_turn(sides, mode, fold, seed) for fold in range(NUM_FOLDS)])
-    accuracy, auc = turns.mean(axis=0).tolist()
-    reach = STUDENT_T * float(turns[:, 0].std(ddof=1)) / math.sqrt(NUM_FOLDS)
+        scores = np.array([_run_fold(sets, mode, fold, seed) for fold in range(NUM_FOLDS)])
+    accuracy, auc = scores.mean(axis=0).tolist()
+    reach = STUDENT_T * float(scores[:, 0].std(ddof=1)) / math.sqrt(NUM_FOLDS)
     return Accuracy(accuracy, max(0.0, accuracy - reach), min(1.0, accuracy + reach), auc, num_clips)
 
 
-def _take_turn(sides: list[_Side], mode: Mode, fold: int, seed: int) -> tuple[float, float]:
-    """Return accuracy and AUC on a fold that is held back."""
+def _run_fold(sets: list[ClipSet], mode: Mode, fold: int, seed: int) -> tuple[float, float]:
+    """Return accuracy and AUC on a test fold, of the weights with the lowest validation loss."""
     torch.manual_seed(seed * NUM_FOLDS + fold)
     rng = np.random.default_rng([seed, fold])
-    test, choose = (
-        [side.clips(side.starts[side.folds == part]) for side in sides] for part in (fold, (fold + 1) % NUM_FOLDS)
-    )
-    learned = [(side.folds != fold) & (side.folds != (fold + 1) % NUM_FOLDS) for side in sides]
+    validation_fold = (fold + 1) % NUM_FOLDS
+    test, validation = ([s.clips(s.starts[s.folds == chosen]) for s in sets] for chosen in (fold, validation_fold))
+    is_training = [(s.folds != fold) & (s.folds != validation_fold) for s in sets]
     network = ClipClassifier(mode)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    clip_frames = sides[0].clip_frames
+    clip_frames = sets[0].clip_frames
     half = max(MIN_CLIPS_PER_BATCH, FRAMES_PER_BATCH // clip_frames) // 2
-    is_ours = torch.cat([torch.ones(half), torch.zeros(half)])
+    targets = torch.cat([torch.ones(half), torch.zeros(half)])
     steps_per_check = max(1, FRAMES_PER_CHECK // (2 * half * clip_frames))
-    best, best_check, judged = math.inf, 0, (0.5, 0.5)
-    for check in range(FRAMES_PER_TURN // FRAMES_PER_CHECK):
+    best_loss, best_check, scores = math.inf, 0, (0.5, 0.5)
+    for check in range(FRAMES_PER_FOLD // FRAMES_PER_CHECK):
         for _ in range(steps_per_check):
-            clips = torch.cat([side.draw(part, half, rng) for side, part in zip(sides, learned, strict=True)])
-            loss = functional.binary_cross_entropy_with_logits(network(clips), is_ours)
+            clips = torch.cat([s.sample(chosen, half, rng) for s, chosen in zip(sets, is_training, strict=True)])
+            loss = functional.binary_cross_entropy_with_logits(network(clips), targets)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-        our_logits, their_logits = (_judge(network, clips) for clips in choose)
-        cost = float((functional.softplus(-our_logits).mean() + functional.softplus(their_logits).mean()) / 2)
-        if cost < best:
-            best, best_check = cost, check
-            judged = _score(*(_judge(network, clips) for clips in test))
-        if cost < SOLVED_COST or check - best_check >= PATIENCE:
+        ours, theirs = (_compute_logits(network, clips) for clips in validation)
+        validation_loss = float((functional.softplus(-ours).mean() + functional.softplus(theirs).mean()) / 2)
+        if validation_loss < best_loss:
+            best_loss, best_check = validation_loss, check
+            scores = score_logits(*(_compute_logits(network, clips) for clips in test))
+        if validation_loss < SOLVED_LOSS or check - best_check >= PATIENCE:
             break
-    return judged
+    return scores
 
 
 @torch.no_grad()
-def _judge(network: ClipClassifier, clips_BTF: Tensor) -> Tensor:
-    """Return the logits (B,) of clips."""
+def _compute_logits(network: ClipClassifier, clips_BTF: Tensor) -> Tensor:
     network.eval()
-    logits = torch.cat([network(clips) for clips in clips_BTF.split(JUDGED_AT_ONCE)])
+    logits_B = torch.cat([network(clips) for clips in clips_BTF.split(CLIPS_PER_EVALUATION_BATCH)])
     network.train()
-    return logits
+    return logits_B
 
 
-def _score(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Return accuracy and AUC of the logits of both sides; equal logits count half.
+def score_logits(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """Return accuracy and AUC of the logits (B,) of both sets; equal logits count half.
 
-    The half that looks most like ours is called ours. A line drawn in learning would lie wrong wherever the held-back
-    segment differs a little from the others, as between drones that stick to different tones.
+    The threshold is the median of all logits, so half of the clips are assigned to each set. A threshold from training
+    would be off wherever the test fold differs a little from the others, e.g. drones that hold different tones.
     """
-    middle = torch.cat([ours, theirs]).double().quantile(0.5)
-    accuracy = (_share_above(ours, middle) + 1 - _share_above(theirs, middle)) / 2
+    threshold = torch.cat([ours, theirs]).double().quantile(0.5)
+    accuracy = (_share_above(ours, threshold) + 1 - _share_above(theirs, threshold)) / 2
     return accuracy, _share_above(ours[:, None], theirs)
 
 

@@ -1,6 +1,8 @@
 """Free-running generation: each sampled frame is the network's next input.
 
-frames = generate_frames(model, prompts_BTF, num_frames=1500)
+    frames_BTF = generate_frames(model, prompts_BTF, num_frames=1500)
+
+State is carried from frame to frame, so every frame costs the same, however many came before it.
 """
 
 from collections.abc import Iterator
@@ -11,18 +13,41 @@ import torch
 from babble.model.babbler import Babbler
 from babble.model.sampling import Sampling
 
-# Frames that are sampled at once and then written: a second or two of speech.
+# Frames that are sampled together and then written: one or two seconds of speech.
 BLOCK_FRAMES = 50
 
 
+def choose_sampling(
+    model: Babbler,
+    temperature: str | float | None = None,
+    top_p: str | float | None = None,
+    min_p: str | float | None = None,
+) -> Sampling:
+    """Return the sampling settings of each field from what a user set; None is the default of `Sampling.for_mode`.
+
+    Raises:
+        ValueError: an illegal value, or any value for a head without a likelihood, where it has no effect.
+    """
+    settings = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    chosen = {key: str(value) for key, value in settings.items() if value is not None}
+    if chosen and not model.head.has_likelihood:
+        key, value = next(iter(chosen.items()))
+        flag = f"--{key.replace('_', '-')}"
+        raise ValueError(
+            f"{flag} {value} has no effect: the {model.config.head} head has no distribution to sample from. "
+            "Remove the flag."
+        )
+    return Sampling.for_mode(model.mode, **chosen)
+
+
 class FreeRun:
-    """B streams that run free side by side.
+    """B streams generated in parallel.
 
     Args:
         model: the network, on any device.
         prompts_BTF: B prompts of T frames each.
-        sampling: how levels are drawn; as they were learned by default.
-        seed: the same one gives the same frames on the same machine.
+        sampling: settings of each field; the network's own distribution by default.
+        seed: random seed; the same one gives the same frames on the same machine.
     """
 
     def __init__(
@@ -33,7 +58,7 @@ class FreeRun:
         with torch.inference_mode():
             hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)).to(device))
             self._step = model.make_step()
-            self._draw = model.head.make_sampler(sampling or Sampling.for_mode(model.mode), generator)
+            self._sample = model.head.make_sampler(sampling or Sampling.for_mode(model.mode), generator)
         self._dtype = model.mode.dtype
         self._after_prompt = hidden_BTH[:, -1], state
         self._now = self._after_prompt
@@ -41,24 +66,24 @@ class FreeRun:
     def make_block(self) -> np.ndarray:
         """Return the next frames (B, BLOCK_FRAMES, F) of every stream."""
         hidden_BH, state = self._now
-        # A block at a time: going in and out of inference mode and of torch takes as long as a layer.
+        # One block per call: entering and leaving inference mode takes as long as a layer.
         with torch.inference_mode():
             block = []
             for _ in range(BLOCK_FRAMES):
-                frames_BF = self._draw(hidden_BH)
+                frames_BF = self._sample(hidden_BH)
                 block.append(frames_BF)
                 hidden_BH, state = self._step(frames_BF, state)
             self._now = hidden_BH, state
             return torch.stack(block, dim=1).cpu().numpy().astype(self._dtype)
 
     def start_over(self, stream: int) -> None:
-        """Let one stream go on from its prompt, as if it had said nothing yet; what it draws is new."""
+        """Return one stream to the state after its prompt; the frames sampled from there are new ones."""
         (hidden_BH, state), (prompt_BH, prompt_state) = self._now, self._after_prompt
         with torch.inference_mode():
             hidden_BH[stream] = prompt_BH[stream]
             for layer, prompt_layer in zip(state, prompt_state, strict=True):
-                for now, then in zip(layer, prompt_layer, strict=True):
-                    now[stream] = then[stream]
+                for now, after_prompt in zip(layer, prompt_layer, strict=True):
+                    now[stream] = after_prompt[stream]
 
 
 def iterate_babble(
@@ -73,6 +98,7 @@ def iterate_babble(
 def generate_frames(
     model: Babbler, prompts_BTF: np.ndarray, num_frames: int, sampling: Sampling | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Return the frames (B, num_frames, F) that continue each prompt; the arguments are those of `iterate_babble`."""
-    frames = iterate_babble(model, prompts_BTF, sampling, seed)
-    return np.stack([next(frames) for _ in range(num_frames)], axis=1)
+    """Return the frames (B, num_frames, F) that continue each prompt; the other arguments are those of `FreeRun`."""
+    free_run = FreeRun(model, prompts_BTF, sampling, seed)
+    blocks = [free_run.make_block() for _ in range(-(-num_frames // BLOCK_FRAMES))]
+    return np.concatenate(blocks, axis=1)[:, :num_frames]

@@ -19,7 +19,7 @@ import yaml
 from babble.cli import flatten
 from babble.codec.codec2 import read_c2
 from babble.codec.frames import MODES
-from babble.evaluation.speech_statistics import format_statistics
+from babble.evaluation.tables import format_statistics
 from babble.files import read_json, read_json_lines
 from babble.reporting.clips import add_recordings, describe_mode, epoch_folder, gather_rows
 from babble.run_folder import RunFolder

@@ -23,7 +23,7 @@ import soundfile
 from babble.codec.codec2 import decode_frames, read_c2, write_c2
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode
 from babble.data.shards import Segment
-from babble.evaluation.speech_statistics import find_pause_db, measure_clip
+from babble.evaluation.clips import find_pause_db, measure_clip
 from babble.files import write_bytes, write_json
 from babble.generation.free_run import generate_frames
 from babble.model.sampling import Sampling

@@ -1,4 +1,4 @@
-"""The classifier test on speech of which it is known whether it can be told apart."""
+"""The two-sample classifier on sets of speech whose difference is known."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from babble import discriminator
 from babble.codec.frames import MODES, Mode
 from babble.data.shards import read_manifest, read_recordings
-from babble.evaluation.classifier import NUM_FOLDS, measure_accuracy
+from babble.evaluation import classifier
+from babble.evaluation.classifier import NUM_FOLDS, ClipSet, measure_accuracy, score_logits
 
 M1300 = MODES["1300"]
 SECOND = M1300.frames_per_second
@@ -23,8 +23,8 @@ def speech(speech_shards: Path) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discriminator, "FRAMES_PER_TURN", 80_000)
-    monkeypatch.setattr(discriminator, "FRAMES_PER_CHECK", 10_000)
+    monkeypatch.setattr(classifier, "FRAMES_PER_FOLD", 80_000)
+    monkeypatch.setattr(classifier, "FRAMES_PER_CHECK", 10_000)
 
 
 def _halves(speech: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -33,7 +33,7 @@ def _halves(speech: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return seconds[::2], seconds[1::2]
 
 
-def test_shuffled_frames_are_told_from_speech_and_a_recording_not_from_itself(speech: np.ndarray):
+def test_shuffled_frames_are_separated_from_speech_and_a_recording_not_from_itself(speech: np.ndarray):
     even, odd = _halves(speech)
     shuffled = list(np.random.default_rng(0).permutation(np.concatenate(even)).reshape(-1, SECOND, 16))
     found = measure_accuracy(shuffled, odd, M1300, SECOND)
@@ -50,17 +50,17 @@ def test_shuffled_frames_are_told_from_speech_and_a_recording_not_from_itself(sp
     assert 0.3 < found.auc < 0.7
 
 
-def test_a_held_tone_is_told_from_speech_every_time(speech: np.ndarray):
+def test_a_held_tone_is_always_separated_from_speech(speech: np.ndarray):
     drone = np.repeat(speech[200:201], len(speech), axis=0)
     found = measure_accuracy([drone], [speech], M1300, 2 * SECOND)
     assert found is not None
     assert (found.accuracy, found.low, found.high, found.auc) == (1, 1, 1, 1)
 
 
-def test_the_same_random_seed_gives_the_same_figures_and_leaves_torch_as_it_was(
+def test_the_same_seed_gives_the_same_accuracy_and_leaves_the_state_of_torch_unchanged(
     speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(discriminator, "FRAMES_PER_TURN", 10_000)
+    monkeypatch.setattr(classifier, "FRAMES_PER_FOLD", 10_000)
     even, odd = _halves(speech)
     before = torch.random.get_rng_state()
     first, again, other = (measure_accuracy(even, odd, M1300, SECOND, seed) for seed in (1, 1, 2))
@@ -69,7 +69,7 @@ def test_the_same_random_seed_gives_the_same_figures_and_leaves_torch_as_it_was(
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_every_mode_is_heard(mode: Mode):
+def test_every_mode_is_classified(mode: Mode):
     rng = np.random.default_rng(0)
     low = rng.integers(0, mode.levels // 2, (600, mode.num_fields)).astype(mode.dtype)
     high = rng.integers(mode.levels // 2, mode.levels, (600, mode.num_fields)).astype(mode.dtype)
@@ -78,34 +78,34 @@ def test_every_mode_is_heard(mode: Mode):
     assert found.accuracy == 1
 
 
-def test_too_few_clips_tell_nothing(speech: np.ndarray):
+def test_too_few_clips_have_no_accuracy(speech: np.ndarray):
     assert measure_accuracy([speech], [speech[: 9 * SECOND]], M1300, SECOND) is None
 
 
-def test_clips_lie_within_one_recording_and_what_is_learned_from_is_not_tested():
-    # Frame t of recording r is (100 r + t, ...): a clip says where it is from.
+def test_clips_lie_within_one_recording_and_training_clips_are_not_tested():
+    # Frame t of recording r is (100 r + t, ...): a clip shows its origin.
     recordings = [np.arange(100 * r, 100 * r + length)[:, None] for r, length in enumerate((35, 9, 40, 90))]
-    side = discriminator._Side(recordings, 10)
-    assert [c[0, 0].item() for c in side.clips(side.starts)] == [
+    clip_set = ClipSet(recordings, 10)
+    assert [c[0, 0].item() for c in clip_set.clips(clip_set.starts)] == [
         *(0, 10, 20),
         *(200, 210, 220, 230),
         *range(300, 390, 10),
     ]
-    side.keep(16)
-    assert np.bincount(side.folds).tolist() == [4, 3, 3, 3, 3]
-    assert len(np.bincount(side.folds)) == NUM_FOLDS
-    held_back = {t for clip in side.clips(side.starts[side.folds == 3]) for t in clip[:, 0].tolist()}
-    drawn = side.draw(side.folds != 3, 3000, np.random.default_rng(0))[:, :, 0]
-    assert held_back.isdisjoint(drawn.flatten().tolist())
-    assert (drawn.diff(dim=1) == 1).all()
-    assert set((drawn[:, 0] // 100).tolist()) == {0, 2, 3}
-    # Shifted into the clip behind where that is learned from too, so every frame but few is a start.
-    assert len(set(drawn[:, 0].tolist())) > 80
+    clip_set.keep(16)
+    assert np.bincount(clip_set.folds).tolist() == [4, 3, 3, 3, 3]
+    assert len(np.bincount(clip_set.folds)) == NUM_FOLDS
+    tested = {t for clip in clip_set.clips(clip_set.starts[clip_set.folds == 3]) for t in clip[:, 0].tolist()}
+    sampled = clip_set.sample(clip_set.folds != 3, 3000, np.random.default_rng(0))[:, :, 0]
+    assert tested.isdisjoint(sampled.flatten().tolist())
+    assert (sampled.diff(dim=1) == 1).all()
+    assert set((sampled[:, 0] // 100).tolist()) == {0, 2, 3}
+    # Shifted into the following training clip, so nearly every frame is a start.
+    assert len(set(sampled[:, 0].tolist())) > 80
 
 
-def test_scores_are_known_where_they_can_be_counted():
+def test_accuracy_and_auc_are_counted_by_hand():
     ours, theirs = torch.tensor([5.0, 6.0, 9.0, 1.0]), torch.tensor([4.0, 3.0, 2.0, 7.0])
-    # Below and above 4.5; of 16 pairs ours is above in 3 + 3 + 4 + 0.
-    assert discriminator._score(ours, theirs) == (0.75, 10 / 16)
-    assert discriminator._score(ours - 100, theirs - 100) == (0.75, 10 / 16)
-    assert discriminator._score(torch.zeros(4), torch.zeros(4)) == (0.5, 0.5)
+    # The threshold is 4.5; of 16 pairs, ours is above in 3 + 3 + 4 + 0.
+    assert score_logits(ours, theirs) == (0.75, 10 / 16)
+    assert score_logits(ours - 100, theirs - 100) == (0.75, 10 / 16)
+    assert score_logits(torch.zeros(4), torch.zeros(4)) == (0.5, 0.5)

@@ -1,0 +1,38 @@
+"""Babble compared with real speech and references, in every mode."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from speech_samples import real_pcm
+
+from babble.codec.codec2 import encode_pcm
+from babble.codec.frames import MODES, Mode, unpack_packets
+from babble.evaluation import classifier, comparison
+from babble.evaluation.comparison import compare_speech
+from babble.evaluation.held_out import measure_held_out
+from babble.generation.free_run import generate_frames
+from babble.generation.prompts import spread_prompts
+from babble.model.babbler import Babbler, ModelConfig
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_every_mode_is_measured(mode: Mode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comparison, "CLASSIFIED_SECONDS", (1,))
+    monkeypatch.setattr(comparison, "PHONE_SECONDS", 0.0)
+    monkeypatch.setattr(classifier, "FRAMES_PER_FOLD", 5_000)
+    monkeypatch.setattr(classifier, "FRAMES_PER_CHECK", 5_000)
+    frames = unpack_packets(encode_pcm(real_pcm(24), mode), mode)
+    train, held_out = [frames[: len(frames) // 2]], [frames[len(frames) // 2 :]]
+    torch.manual_seed(0)
+    model = Babbler(ModelConfig(num_layers=1, units=4), mode).eval()
+    metrics = measure_held_out(model, held_out)
+    assert ("error_levels" in metrics) == (not mode.has_labels)
+    assert sum(metrics["bits_by_field"].values()) == pytest.approx(metrics["bits_per_frame"])
+    babble = list(generate_frames(model, spread_prompts(held_out, 8), 12 * mode.frames_per_second))
+    assert len({stream.tobytes() for stream in babble}) == 8
+    result = compare_speech(babble, held_out, train, mode, seed=0)
+    assert result["classifier"]["babble"]["1"]["clips"] == 12
+    assert [np.isfinite(result["classifier"][name]["1"]["accuracy"]) for name in result["classifier"]] == [True] * 4
+    json.dumps(result, allow_nan=False)

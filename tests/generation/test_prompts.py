@@ -1,0 +1,72 @@
+"""Prompts: positions in the held-out recordings, silence, samples prompts, audio files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import SPEECH
+
+from babble.codec.codec2 import silence_frame, write_c2
+from babble.codec.frames import MODES
+from babble.data.shards import read_manifest, read_recordings
+from babble.generation.prompts import find_prompt, spread_prompts
+from babble.run_folder import RunFolder
+
+MODE = MODES["1300"]
+
+
+@pytest.fixture(scope="module")
+def held_out(speech_shards: Path) -> np.ndarray:
+    """The frames of both held-out splits."""
+    manifest = read_manifest(speech_shards)
+    splits = ("validation", "test")
+    return np.concatenate([r.frames for split in splits for r in read_recordings(speech_shards, manifest, split)])
+
+
+@pytest.fixture(scope="module")
+def run(speech_shards: Path, held_out: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with one samples prompt of 30 frames."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
+    folder.claim({"data": {"shards": str(speech_shards)}})
+    write_c2(folder.prompts / "1.c2", held_out[200:230], MODE)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "first"), [("0:10", 250), ("frame:600", 600), ("0:00:04.4", 110)])
+def test_positions_count_through_the_held_out_recordings(name: str, first: int, run: RunFolder, held_out: np.ndarray):
+    assert np.array_equal(find_prompt(name, run, MODE, 40).frames, held_out[first : first + 40])
+    assert len(find_prompt(name, run, MODE).frames) == 200
+
+
+def test_a_random_prompt_is_that_of_its_seed(run: RunFolder, held_out: np.ndarray):
+    first = find_prompt("random", run, MODE, 40, seed=1)
+    position = int(first.origin.split()[2])
+    assert np.array_equal(first.frames, held_out[position : position + 40])
+    assert find_prompt("random", run, MODE, 40, seed=1).origin == first.origin
+    assert find_prompt("random", run, MODE, 40, seed=2).origin != first.origin
+
+
+def test_the_default_is_the_first_samples_prompt_or_a_second_of_silence(
+    run: RunFolder, held_out: np.ndarray, tmp_path: Path
+):
+    assert np.array_equal(find_prompt(None, run, MODE).frames, held_out[200:230])
+    assert np.array_equal(find_prompt("samples:1", run, MODE, 25).frames, held_out[200:225])
+    silence = find_prompt(None, RunFolder(tmp_path), MODE).frames
+    assert np.array_equal(silence, np.repeat(silence_frame(MODE)[None], 25, axis=0))
+
+
+def test_an_audio_file_is_encoded(run: RunFolder):
+    prompt = find_prompt(str(SPEECH / "allison-03.ogg"), run, MODE, 50)
+    assert prompt.frames.shape == (50, MODE.num_fields)
+    assert len(np.unique(prompt.frames, axis=0)) > 20
+
+
+def test_shards_of_another_mode_are_rejected(run: RunFolder):
+    with pytest.raises(ValueError, match="has mode 1300, but the network was trained on mode 700C"):
+        find_prompt("0:01", run, MODES["700C"])
+
+
+def test_prompts_are_spread_evenly():
+    recordings = [np.arange(700)[:, None], np.arange(700, 1000)[:, None]]
+    assert spread_prompts(recordings, 3)[:, 0, 0].tolist() == [0, 400, 800]
+    assert spread_prompts([np.arange(90)[:, None]], 2).shape == (2, 90, 1)
