@@ -58,7 +58,11 @@ def read_program(module: str, argv: list[str]) -> Any:
         configs.append(read_config(config_class, argv, prog, positional))
 
     stderr = io.StringIO()
-    with mock.patch("babble.cli.run_command", only_read), contextlib.redirect_stderr(stderr):
+    with (
+        mock.patch("babble.cli.run_command", only_read),
+        mock.patch("sys.argv", [module, *argv]),
+        contextlib.redirect_stderr(stderr),
+    ):
         try:
             # Executed again, as `python -m` does, so that the module imports the patched run_command.
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):

@@ -46,7 +46,7 @@ ACROSS_FOLDERS = (
 
 # A library, and the only ones that may import it: a folder stands for all its modules.
 ONLY_IN = {
-    "ray": ("jobs", "babble.sweeps.trial", "babble.tune"),
+    "ray": ("jobs", "babble.ray_cluster", "babble.sweeps.trial", "babble.sweeps.tuner"),
     "wandb": ("babble.training.wandb_run", "babble.dashboard"),
     "wandb_workspaces": ("babble.dashboard",),
     "pytorch_lightning": tuple(
@@ -77,6 +77,7 @@ WITHOUT_TORCH = (
         "babble.codec.failures",
         "babble.evaluation.speech_statistics",
         "babble.sweeps.space",
+        "babble.sweeps.ranking",
         "babble.sweeps.folder",
     ),
     *("preprocessing", "jobs.preprocess"),

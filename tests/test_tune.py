@@ -1,7 +1,6 @@
-"""Sweeps with a real Ray: real trainings, real kills."""
+"""Sweeps with a real Ray: real trainings, real kills. What needs no Ray is in tests/sweeps."""
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -9,40 +8,45 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
-import torch
+import ray
 import yaml
 from paths import ROOT
 
-from babble.cli import read_config
+from babble.cli import CommandError, read_config
 from babble.files import read_json_lines
-from babble.run_folder import RunFolder
+from babble.sweeps import tuner
 from babble.sweeps.folder import SweepFolder
+from babble.sweeps.ranking import TrialRow
+from babble.train import TrainConfig, train
 from babble.training.metrics import OF_THE_MACHINE
-from babble.tune import TuneConfig
+from babble.tune import TuneConfig, report, tune
+
+Found = TypeVar("Found")
 
 TINY: dict[str, Any] = {
     "data": {"reading": "streams", "window_frames": 16, "batch_size": 4, "windows_per_epoch": 40},
     "model": {"num_layers": 2, "units": 8},
     "unfreezing": [{"layers": [1], "epochs": 1}, {"layers": [1, 2]}],
     "stop": {"epochs": 4},
-    "samples": {"every_epochs": 0, "seeds": 1, "frames": 5},
+    "samples": {"every_epochs": 0, "prompts": 1, "frames": 5},
     "log_every_steps": 5,
     "wandb": {"mode": "off"},
 }
+FRAMES_PER_EPOCH = 40 * 16
+# Each training has 400 steps: long enough to be killed.
+LONG = {"stop": {"epochs": 40}}
 
 
 def _words(folder: Path, shards: Path, space: dict[str, Any], *words: str, **settings: Any) -> list[str]:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({**TINY, "space": space, **settings}))
     return ["--config", str(path), "--data.shards", str(shards), "--runs", str(folder), "--name", "sweep", *words]
-
-
-def _config(folder: Path, shards: Path, space: dict[str, Any], **settings: Any) -> TuneConfig:
-    return read_config(TuneConfig, _words(folder, shards, space, **settings))
 
 
 def _start(words: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -57,289 +61,297 @@ def _start(words: list[str], **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def _sweep(words: list[str], code: int = 0, **environment: str) -> str:
+def _sweep(words: list[str], **environment: str) -> str:
     process = _start(words, **environment)
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == code, said
-    return said
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return output
 
 
-def _weights(run: Path) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    return weights
+def _stop(process: subprocess.Popen[str], number: signal.Signals, folder: Path) -> str:
+    """Stop a sweep by a signal and wait until none of its trainings is left; return its output."""
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), output
+    _await(lambda: not _trainings(folder), seconds=60)
+    return output
 
 
-def _figures(run: Path) -> list[dict[str, float]]:
+def _metrics(run: Path) -> list[dict[str, float]]:
     rows = read_json_lines(run / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if k not in OF_THE_MACHINE} for row in rows]
+    return [{key: value for key, value in row.items() if key not in OF_THE_MACHINE} for row in rows]
 
 
 def _trainings(folder: Path) -> list[int]:
-    """The trainings of a sweep that run now, by process: of one in this folder, as other tests may run theirs."""
+    """Return the process ids of the trainings whose arguments lie in this folder: other tests run trainings too."""
     found = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
+        with contextlib.suppress(OSError):
             words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"babble.train" in words and any(word.startswith(os.fsencode(folder)) for word in words):
-            found.append(int(entry))
+            if b"babble.train" in words and any(word.startswith(os.fsencode(folder)) for word in words):
+                found.append(int(entry))
     return found
 
 
-def _await(condition: Any, seconds: float = 300) -> Any:
+def _await(condition: Callable[[], Found], seconds: float = 300) -> Found:
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "the condition was never met"
         time.sleep(0.05)
     return found
 
 
-@pytest.mark.parametrize(
-    ("space", "settings", "message"),
-    [
-        ({}, {}, "the space is empty"),
-        ({"model.unitz": {"choice": [8]}}, {}, "training has no setting model.unitz"),
-        ({"model.cell": {"choice": ["lstm", "abacus"]}}, {}, "refuse model.cell=abacus"),
-        ({"model.num_layers": {"choice": [2, 1]}}, {}, "refuse model.num_layers=1: unfreezing: stage 2"),
-        ({"model.units": {"choice": ["many"]}}, {}, "refuse model.units=many"),
-        ({"seed": {"choice": [1]}}, {}, "give seeds"),
-        ({"model.units": {"choice": [8]}}, {"search": "luck"}, "search='luck' is none of grid, random, optuna"),
-        ({"optim.lr": {"uniform": [0.1, 0.2]}}, {}, "search=grid: optim.lr is a range"),
-        ({"model.units": {"choice": [8]}}, {"seeds": [1, 1]}, "none twice"),
-        (
-            {"model.units": {"choice": [8]}},
-            {"scheduler": "asha", "asha": {"grace_epochs": 1}},
-            r"asha.grace_epochs=1: the last layer wakes after 1 epochs",
-        ),
-        ({"model.units": {"choice": [8]}}, {"scheduler": "asha", "stop": {"epochs": 2}}, "would stop no trial"),
-        ({"model.units": {"choice": [8]}}, {"compute": {"threads": 2}}, "more than trial.cores=1"),
-    ],
-)
-def test_what_could_not_be_swept_is_refused_by_name(
-    tmp_path: Path, speech_shards: Path, space: dict[str, Any], settings: dict[str, Any], message: str
-):
-    with pytest.raises(ValueError, match=message):
-        _config(tmp_path, speech_shards, space, **settings)
+def _names(folder: SweepFolder, state: str) -> set[str]:
+    return {row.trial for row in folder.read_rows() if row.state == state}
 
 
-def test_bits_are_compared_where_all_have_a_likelihood(tmp_path: Path, speech_shards: Path):
-    space = {"model.head": {"choice": ["categorical", "mixture"]}}
-    assert _config(tmp_path, speech_shards, space).figure == "val/bits_per_frame"
-    space["model.head"]["choice"].append("regression")
-    settings = {"model": {**TINY["model"], "inputs": "scaled"}}
-    assert _config(tmp_path, speech_shards, space, **settings).figure == "val/error_levels"
+def _modified(folder: SweepFolder, names: set[str]) -> dict[str, int]:
+    return {name: (folder.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in names}
 
 
-def test_asha_waits_for_the_slowest_unfreezing(tmp_path: Path, speech_shards: Path):
-    slow = [{"layers": [1], "epochs": 2}, {"layers": [1, 2]}]
-    space = {"stages": {"choice": {"none": {"unfreezing": []}, "slow": {"unfreezing": slow}}}}
-    assert _config(tmp_path, speech_shards, space, scheduler="asha").grace_epochs == 3
-    # 2017's last stage wakes layer 3 and lets the others sleep; one that only sends layers to sleep wakes none.
-    space["stages"]["choice"]["slow"]["unfreezing"] = [{"layers": [1, 2], "epochs": 3}, {"layers": [2]}]
-    assert _config(tmp_path, speech_shards, space).grace_epochs == 1
+def _await_running(folder: SweepFolder) -> str:
+    """Wait for a trial that is in the middle of its training; return its name."""
+
+    def middle() -> list[str]:
+        return [name for name in _names(folder, "running") if 5 < _count_rows(folder, name) < 50]
+
+    return _await(middle)[0]
 
 
-def test_a_grid_gives_an_answer_and_a_trial_alone_learns_the_same(tmp_path: Path, speech_shards: Path):
-    space = {"model.units": {"choice": [8, 12]}, "optim.lr": {"choice": [1e-9, 0.01]}}
-    slurm = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    process, most = _start(_words(tmp_path, speech_shards, space), **slurm), 0
-    while process.poll() is None:
-        most = max(most, len(_trainings(tmp_path)))
-        time.sleep(0.05)
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    # Two trials at work on two cores, a thread each.
-    assert most == min(4, len(os.sched_getaffinity(0)))
-    sweep = SweepFolder(tmp_path / "sweep")
-    config = yaml.safe_load(next(sweep.trials.glob("*.yaml")).read_text())
-    assert config["compute"]["threads"] == 1
-    rows = sweep.read_rows()
-    assert [row["state"] for row in rows] == 4 * ["finished"]
-    assert {row["frames"] for row in rows} == {str(4 * 40 * 16)}
-    # All combinations, in an order that was drawn.
-    asked = [(row["model.units"], float(row["optim.lr"])) for row in sorted(rows, key=lambda row: row["trial"])]
-    assert asked != sorted(asked, key=lambda pair: (int(pair[0]), pair[1]))
-    assert set(asked) == {("8", 1e-9), ("8", 0.01), ("12", 1e-9), ("12", 0.01)}
-    assert "optim.lr" in said
-    assert "What mattered" in said
-    best = yaml.safe_load((sweep.path / "best.yaml").read_text())
-    assert best["optim"]["lr"] == 0.01
-    assert "name" not in best
-    # Of four trials' checkpoints the best one's are left, and a copy of it speaks.
-    (kept,) = {path.parent.parent.name for path in sweep.trials.glob("*/checkpoints/best.ckpt")}
-    out = tmp_path / "babble.wav"
-    speak = [sys.executable, "-m", "babble.generate", str(sweep.best.path), "--seconds", "2", "--out", str(out)]
-    subprocess.run(speak, cwd=ROOT, check=True, capture_output=True)
-    assert out.is_file()
-    # The same training outside the sweep, and one from best.yaml.
-    words = ["--config", str(sweep.trials / f"{kept}.yaml"), "--runs", str(tmp_path), "--name", "alone"]
-    for more in (words, ["--config", str(sweep.path / "best.yaml"), "--runs", str(tmp_path), "--name", "again"]):
-        subprocess.run([sys.executable, "-m", "babble.train", *more], cwd=ROOT, check=True, capture_output=True)
-    for name in ("alone", "again"):
-        assert _figures(tmp_path / name) == _figures(sweep.trials / kept)
-    # Again, it says what it said; other settings are refused.
-    before = {path: path.stat().st_mtime_ns for path in sweep.trials.rglob("metrics.jsonl")}
-    assert _sweep(["--resume", "sweep", "--runs", str(tmp_path)]).endswith(said[said.index("The answer is in") :])
-    assert {path: path.stat().st_mtime_ns for path in sweep.trials.rglob("metrics.jsonl")} == before
-    said = _sweep(_words(tmp_path, speech_shards, space, "--stop.epochs", "9"), code=1)
-    assert "stop.epochs: 4 in the run, 9 now" in said
-    assert "best.yaml" in _sweep(["--report", "sweep", "--runs", str(tmp_path)])
+def _count_rows(folder: SweepFolder, name: str) -> int:
+    return len(read_json_lines(folder.trials / name / "metrics.jsonl"))
 
 
-def test_a_killed_trial_goes_on_and_one_that_runs_away_is_reported(tmp_path: Path, speech_shards: Path):
-    # A step of 1e30 makes every weight infinite: its first held-out figure is not a number.
-    space = {"optim.lr": {"choice": [0.01, 1e30]}}
-    settings = {"stop": {"epochs": 40}, "trial": {"retries": 1}}
-    process = _start(_words(tmp_path, speech_shards, space, **settings))
-    sweep = SweepFolder(tmp_path / "sweep")
-    _await(
-        lambda: [
-            path for path in sweep.trials.glob("*lr-0.01*/metrics.jsonl") if len(path.read_text().splitlines()) > 30
-        ]
-    )
-    name = next(sweep.trials.glob("*lr-0.01*.yaml"))
-    for pid in _trainings(name):
+# ---- one sweep that is interrupted in every way
+
+
+@dataclass
+class Story:
+    """What happened in the sweep.
+
+    Attributes:
+        folder: its folder.
+        killed: the trial whose training was killed.
+        most: most trainings at the same time.
+        outputs: of each start of the sweep.
+        unchanged: whether each resume left finished trials alone.
+    """
+
+    folder: SweepFolder
+    killed: str = ""
+    most: int = 0
+    outputs: list[str] = field(default_factory=list)
+    unchanged: list[bool] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, speech_shards: Path) -> Story:
+    """A sweep of four trials. A training is killed; Ctrl-C stops the sweep; it is resumed, killed, and resumed again.
+
+    Learning rates of 1e30 make all weights infinite: the first validation of that trial is not a number.
+    """
+    path = tmp_path_factory.mktemp("tune")
+    variants = {f"units-{n}": {"model.units": n} for n in (8, 12, 16)} | {"diverging": {"optim.lr": 1e30}}
+    words = _words(path, speech_shards, {"variant": {"choice": variants}}, trial={"retries": 1}, **LONG)
+    story = Story(SweepFolder(path / "sweep"))
+    folder, again = story.folder, ["--resume", "sweep", "--runs", str(path)]
+
+    process = _start(words, SLURM_JOB_ID="1", SLURM_PROCID="0", SLURM_NTASKS="2", SLURM_STEP_NUM_TASKS="2")
+
+    def middle() -> list[str]:
+        story.most = max(story.most, len(_trainings(path)))
+        return [name for name in _names(folder, "running") if _count_rows(folder, name) > 30]
+
+    story.killed = _await(middle)[0]
+    for pid in _trainings(folder.trials / f"{story.killed}.yaml"):
         os.kill(pid, signal.SIGKILL)
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
-    rows = {row["optim.lr"]: row for row in sweep.read_rows()}
-    assert (rows["0.01"]["state"], rows["0.01"]["retries"]) == ("finished", "1")
-    assert (rows["1e+30"]["state"], rows["1e+30"]["retries"]) == ("failed", "1")
-    assert "is not a number" in rows["1e+30"]["reason"]
-    assert "is not a number" in said
-    log = sweep.log(rows["0.01"]["trial"]).read_text()
-    assert "going on at step" in log
-    # Bit for bit as if nothing had happened.
-    words = ["--config", str(name), "--runs", str(tmp_path), "--name", "alone"]
-    subprocess.run([sys.executable, "-m", "babble.train", *words], cwd=ROOT, check=True, capture_output=True)
-    assert _figures(tmp_path / "alone") == _figures(sweep.trials / rows["0.01"]["trial"])
+    _await(lambda: _names(folder, "finished"))
+    _await_running(folder)
+    story.outputs.append(_stop(process, signal.SIGINT, path))
+
+    finished = _names(folder, "finished")
+    before = _modified(folder, finished)
+    process = _start(again)
+    _await(lambda: _trainings(path))
+    story.outputs.append(_stop(process, signal.SIGKILL, path))
+    story.unchanged.append(_modified(folder, finished) == before)
+
+    finished = _names(folder, "finished")
+    before = _modified(folder, finished)
+    story.outputs.append(_sweep(again))
+    story.unchanged.append(_modified(folder, finished) == before)
+    return story
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))],
-)
-def test_a_stopped_sweep_goes_on(tmp_path: Path, speech_shards: Path, number: signal.Signals):
-    space = {"model.units": {"choice": [8, 12, 16]}}
-    settings = {"stop": {"epochs": 40}}
-    words = _words(tmp_path, speech_shards, space, **settings)
-    process = _start(words)
-    sweep = SweepFolder(tmp_path / "sweep")
-    _await(lambda: "finished" in [row["state"] for row in sweep.read_rows()])
-    # Another one is at work.
-    _await(lambda: [run for run in sweep.trials.glob("*/metrics.jsonl") if 5 < len(_figures(run.parent)) < 50])
-    os.kill(process.pid, number)
-    said, _ = process.communicate(timeout=100)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), said
-    # Nothing of it lives on.
-    _await(lambda: not _trainings(tmp_path), seconds=60)
-    finished = {row["trial"] for row in sweep.read_rows() if row["state"] == "finished"}
-    before = {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished}
-    _sweep(["--resume", "sweep", "--runs", str(tmp_path)])
-    rows = sweep.read_rows()
-    assert [row["state"] for row in rows] == 3 * ["finished"]
-    assert finished <= {row["trial"] for row in rows}
-    assert {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished} == before
-    assert any("going on at step" in sweep.log(row["trial"]).read_text() for row in rows)
+def test_an_interrupted_sweep_is_resumed_and_finished_trials_are_kept(story: Story):
+    # Two trials at once on two cores, with one thread each.
+    assert story.most == min(4, len(os.sched_getaffinity(0)))
+    assert "stopped; --resume sweep continues the sweep." in story.outputs[0]
+    assert "continued, " in story.outputs[2]
+    rows = {row.values["variant"]: row for row in story.folder.read_rows()}
+    assert len(rows) == 4
+    for units in (8, 12, 16):
+        row = rows[f"units-{units}"]
+        assert (row.state, row.epoch, row.frames) == ("finished", 40, 40 * FRAMES_PER_EPOCH)
+        config = yaml.safe_load((story.folder.trials / f"{row.trial}.yaml").read_text())
+        assert config["compute"]["threads"] == 1
+    assert story.unchanged == [True, True]
+
+
+def test_a_diverging_trial_is_reported_as_failed(story: Story):
+    (row,) = (row for row in story.folder.read_rows() if row.values["variant"] == "diverging")
+    assert (row.state, row.retries, row.best) == ("failed", 1, None)
+    assert "is not a number" in row.reason
+    assert any("is not a number" in output for output in story.outputs)
+    assert f"failed: {row.trial}: " in story.outputs[-1]
+
+
+def test_a_killed_trial_ends_with_the_metrics_of_an_uninterrupted_training(story: Story, tmp_path: Path):
+    assert "step" in story.folder.log(story.killed).read_text()
+    words = ["--config", str(story.folder.trials / f"{story.killed}.yaml"), "--runs", str(tmp_path), "--name", "alone"]
+    train(read_config(TrainConfig, words))
+    assert _metrics(tmp_path / "alone") == _metrics(story.folder.trials / story.killed)
+
+
+def test_the_answer_is_complete_and_the_best_run_is_kept(story: Story):
+    assert "Variance explained per setting" in story.outputs[-1]
+    best = min((row for row in story.folder.read_rows() if row.best is not None), key=lambda row: row.best)
+    assert {path.parent.parent.name for path in story.folder.trials.glob("*/checkpoints/best.ckpt")} == {best.trial}
+    assert story.folder.best.checkpoint("best").is_file()
+    settings = yaml.safe_load((story.folder.path / "best.yaml").read_text())
+    assert settings["model"]["units"] == int(best.values["variant"].partition("-")[2])
+    for name in ("answer.txt", "answer.png"):
+        (story.folder.path / name).unlink()
+    assert report(story.folder) in story.outputs[-1]
+    assert (story.folder.path / "answer.png").is_file()
+
+
+def test_a_finished_sweep_says_so_and_other_settings_are_rejected(
+    story: Story, speech_shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(tuner, "connect", lambda address: pytest.fail("Ray was started for nothing"))
+    space = story.folder.read_settings()["space"]
+    words = _words(story.folder.path.parent, speech_shards, space, trial={"retries": 1}, **LONG)
+    assert tune(read_config(TuneConfig, words)) == story.folder
+    assert "all 4 trials have ended. Nothing to do." in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"(?s)sweep with other settings.*stop\.epochs.*40.*9"):
+        tune(read_config(TuneConfig, [*words, "--stop.epochs", "9"]))
+
+
+# ---- without Ray
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of one node with two cores, which exists in name only."""
+    resources = {"CPU": 2.0}
+    monkeypatch.setattr(tuner, "connect", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_trials_too_large_for_every_node_are_rejected_before_anything_is_created(tmp_path: Path, speech_shards: Path):
+    words = _words(tmp_path, speech_shards, {"model.units": {"choice": [8]}}, "--trial.cores", "1000")
+    with pytest.raises(CommandError, match="a trial needs CPU 1000, and no node has that: CPU 2"):
+        tune(read_config(TuneConfig, words))
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_the_name_of_a_sweep_is_made_once(tmp_path: Path, speech_shards: Path, monkeypatch: pytest.MonkeyPatch):
+    """The default name has the date, or Slurm's job: here the job, because a test can't wait for midnight."""
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+
+    def run_trials(plan: object, folder: SweepFolder, resources: object) -> None:
+        monkeypatch.setenv("SLURM_JOB_ID", "2")
+        folder.write_rows([TrialRow("a", "finished", {"model.units": 8}, 0, best=27.0)])
+
+    monkeypatch.setattr(tuner, "run_trials", run_trials)
+    config = read_config(TuneConfig, _words(tmp_path, speech_shards, {"model.units": {"choice": [8]}}))
+    config = replace(config, training=replace(config.training, name=None))
+    folder = tune(config)
+    assert folder.path.name == "sweep-1"
+    assert folder.read_rows()[0].trial == "a"
+
+
+# ---- searches and schedulers
+
+
+def test_asha_stops_trials_early_and_optuna_samples_configurations(tmp_path: Path, speech_shards: Path):
+    space = {"optim.lr": {"loguniform": [1e-7, 0.03]}, "model.units": {"randint": [4, 12]}}
+    search = {"search": "optuna", "configurations": 3, "seeds": [3, 4], "scheduler": "asha", "asha": {"factor": 2}}
+    output = _sweep(_words(tmp_path, speech_shards, space, **{**search, "stop": {"epochs": 8}}))
+    rows = SweepFolder(tmp_path / "sweep").read_rows()
+    assert len(rows) == 6
+    assert {row.state for row in rows} == {"finished", "stopped"}
+    assert len({tuple(row.values.values()) for row in rows}) == 3
+    assert [row.seed for row in rows].count(3) == 3
+    assert all(row.epoch is not None and 2 <= row.epoch < 8 for row in rows if row.state == "stopped")
+    assert "asha stops trials with worse results early, from epoch 2 on" in output
 
 
 @pytest.mark.slow
-def test_random_search_draws_a_configuration_for_all_random_seeds(tmp_path: Path, speech_shards: Path):
+def test_random_search_trains_each_configuration_with_all_seeds(tmp_path: Path, speech_shards: Path):
     space = {"optim.lr": {"loguniform": [1e-4, 0.03]}}
     settings = {"search": "random", "configurations": 2, "seeds": [0, 1], "stop": {"epochs": 2}}
     _sweep(_words(tmp_path, speech_shards, space, **settings))
-    rows = SweepFolder(tmp_path / "sweep").read_rows()
-    drawn = [(row["optim.lr"], row["seed"]) for row in rows]
-    assert len(set(drawn)) == 4
-    assert len({lr for lr, _ in drawn}) == 2
-
-
-def test_asha_stops_who_lags_behind_and_optuna_draws(tmp_path: Path, speech_shards: Path):
-    space = {"optim.lr": {"loguniform": [1e-7, 0.03]}, "model.units": {"randint": [4, 12]}}
-    settings = {
-        "search": "optuna",
-        "configurations": 5,
-        "seeds": [3, 4],
-        "scheduler": "asha",
-        "asha": {"factor": 2},
-    }
-    said = _sweep(_words(tmp_path, speech_shards, space, stop={"epochs": 8}, **settings))
-    rows = SweepFolder(tmp_path / "sweep").read_rows()
-    assert len(rows) == 10
-    assert {row["state"] for row in rows} == {"finished", "stopped"}
-    assert len({(row["optim.lr"], row["model.units"]) for row in rows}) == 5
-    assert [row["seed"] for row in rows].count("3") == 5
-    stopped = [row for row in rows if row["state"] == "stopped"]
-    assert all(2 <= int(row["epoch"]) < 8 for row in stopped)
-    assert "trials that lag behind, from epoch 2 on" in said
-
-
-def test_a_trial_of_two_processes(tmp_path: Path, speech_shards: Path):
-    space = {"model.units": {"choice": [8]}}
-    _sweep(_words(tmp_path, speech_shards, space, trial={"cores": 2}, compute={"devices": 2}))
-    sweep = SweepFolder(tmp_path / "sweep")
-    (row,) = sweep.read_rows()
-    assert (row["state"], row["frames"]) == ("finished", str(4 * 40 * 16))
-    assert "runs on 2 processes on 1 node" in sweep.log(row["trial"]).read_text()
-    assert yaml.safe_load((sweep.trials / f"{row['trial']}.yaml").read_text())["compute"]["threads"] == 1
+    sampled = [(row.values["optim.lr"], row.seed) for row in SweepFolder(tmp_path / "sweep").read_rows()]
+    assert len(set(sampled)) == 4
+    assert len({lr for lr, _ in sampled}) == 2
 
 
 @pytest.mark.slow
-def test_trials_share_a_gpu(tmp_path: Path, speech_shards: Path):
-    """A Ray that believes in a GPU: what is tested is who may use it, and how many at once."""
+def test_a_terminated_sweep_is_resumed_by_the_same_command(tmp_path: Path, speech_shards: Path):
+    words = _words(tmp_path, speech_shards, {"model.units": {"choice": [8, 12]}}, **LONG)
+    folder = SweepFolder(tmp_path / "sweep")
+    process = _start(words)
+    _await_running(folder)
+    _stop(process, signal.SIGTERM, tmp_path)
+    _sweep(words)
+    assert [row.state for row in folder.read_rows()] == 2 * ["finished"]
+
+
+@pytest.mark.slow
+def test_trials_of_two_processes_share_a_gpu(tmp_path: Path, speech_shards: Path):
+    """Ray is given a GPU that does not exist: the test is which trials may use it, and how many at once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--include-dashboard=false"]
-    here = [f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1"]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--include-dashboard=false"]
+    command += [f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1", "--num-cpus=8", "--num-gpus=1"]
     head = subprocess.Popen(
-        [*ray, *here, "--num-cpus=8", "--num-gpus=1"],
+        command,
         env={**os.environ, **secret},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    folder = SweepFolder(tmp_path / "sweep")
     try:
         _await(lambda: _answers(address), seconds=60)
-        space = {"model.units": {"choice": [8, 9, 10, 11]}}
-        settings = {"trial": {"gpus": 0.5}, "compute": {"accelerator": "cpu"}}
+        space = {"model.units": {"choice": [8, 9, 10]}}
+        settings = {"trial": {"cores": 2, "gpus": 0.5}, "compute": {"accelerator": "cpu", "devices": 2}}
         process = _start(_words(tmp_path, speech_shards, space, "--address", address, **settings), **secret)
         most, seen = 0, set()
         while process.poll() is None:
-            trainings = _trainings(tmp_path)
-            most = max(most, len(trainings))
-            for pid in trainings:
+            most = max(most, len(_names(folder, "running")))
+            for pid in _trainings(tmp_path):
                 with contextlib.suppress(OSError):
                     environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
                     seen |= {word for word in environment if word.startswith("CUDA_VISIBLE_DEVICES=")}
             time.sleep(0.05)
-        said, _ = process.communicate()
-        assert process.returncode == 0, said
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(60)
     assert (most, seen) == (2, {"CUDA_VISIBLE_DEVICES=0"})
-    assert [row["state"] for row in SweepFolder(tmp_path / "sweep").read_rows()] == 4 * ["finished"]
+    assert [(row.state, row.frames) for row in folder.read_rows()] == 3 * [("finished", 4 * FRAMES_PER_EPOCH)]
 
 
 def _answers(address: str) -> bool:
     host, port = address.split(":")
     with socket.socket() as asked:
         return asked.connect_ex((host, int(port))) == 0
-
-
-def test_trials_too_large_for_every_node_are_refused(tmp_path: Path, speech_shards: Path):
-    space = {"model.units": {"choice": [8]}}
-    said = _sweep(_words(tmp_path, speech_shards, space, "--trial.cores", "1000"), code=1)
-    assert "a trial takes CPU 1000, which no node has" in said
-    assert not RunFolder(tmp_path / "sweep").path.joinpath("trials.csv").exists()
-
-
-def test_configs_of_sweeps_are_what_they_say():
-    config = read_config(
-        TuneConfig, ["--config", str(ROOT / "configs/tune-babble-rnn-2017.yaml"), "--data.shards", "shards/tale"]
-    )
-    assert config.total == 3 * 2 * 2 * 3
-    assert json.loads(json.dumps(config.seeds)) == [0, 1, 2]

@@ -23,7 +23,8 @@ from babble.evaluation.tables import format_statistics
 from babble.files import read_json, read_json_lines
 from babble.reporting.clips import add_recordings, describe_mode, epoch_folder, gather_rows
 from babble.run_folder import RunFolder
-from babble.sweeps.folder import SweepFolder, rank
+from babble.sweeps.folder import SweepFolder
+from babble.sweeps.ranking import rank
 
 # A chart has fewer pixels than this.
 MAX_POINTS = 2000
@@ -190,19 +191,19 @@ def read_sweep(sweep: SweepFolder) -> dict[str, Any]:
         {
             "values": [str(value) for value in configuration.values.values()],
             "mean": _to_number(configuration.mean),
-            "lowest": _to_number(min(configuration.figures, default=None)),
-            "highest": _to_number(max(configuration.figures, default=None)),
-            "states": [row["state"] for row in configuration.rows],
-            "weights": int(configuration.rows[0]["weights"] or 0),
-            "frames": [int(row["frames"] or 0) for row in configuration.rows],
-            "seconds": [float(row["seconds"] or 0) for row in configuration.rows],
+            "lowest": _to_number(min(configuration.results, default=None)),
+            "highest": _to_number(max(configuration.results, default=None)),
+            "states": [row.state for row in configuration.rows],
+            "weights": configuration.rows[0].weights,
+            "frames": [row.frames for row in configuration.rows],
+            "seconds": [row.seconds for row in configuration.rows],
         }
         for configuration in rank(sweep.read_rows(), axes)
     ]
     answer = sweep.path / "answer.txt"
     return {
         "name": sweep.path.resolve().name,
-        "monitor": settings["figure"],
+        "monitor": settings["monitor"],
         "axes": [axis.key for axis in axes],
         "configurations": configurations,
         "answer": answer.read_text().partition("\n\n")[2] if answer.is_file() else "",

@@ -1,6 +1,7 @@
-"""What a sweep varies: YAML in the words of the training config, and what it makes of each trial's values.
+"""Search spaces: which settings a sweep varies and which values they take.
 
-Such a space has an axis a key; of `depth`, several settings change at once, and each choice has a name:
+A space has one axis per key. An axis is a setting of babble.train; or a name, where several settings change at once and
+each choice has a name of its own:
 
     model.units: {choice: [40, 160, 320]}
     optim.lr: {loguniform: [1e-4, 1e-2]}
@@ -11,13 +12,16 @@ Such a space has an axis a key; of `depth`, several settings change at once, and
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Of a range: from, to. Of the whole ones the end belongs to it.
+# Ranges are [from, to]; both ends of randint and lograndint belong to the range.
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
 KINDS = ("choice", *RANGES)
+
+# The value of each axis, by key.
+Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,10 @@ class Axis:
     """One thing that a sweep varies.
 
     Attributes:
-        key: a setting such as model.units; or, where several settings change at once, a name for that.
+        key: a setting such as model.units; or a name, where several settings change at once.
         kind: one of `KINDS`.
-        values: what can be chosen, of settings that change at once their names; of a range its two ends.
-        settings: where several settings change at once: for each name what it sets.
+        values: the choices (where several settings change at once: their names), or the two ends of a range.
+        settings: where several settings change at once, the settings of each choice by its name.
     """
 
     key: str
@@ -37,124 +41,113 @@ class Axis:
     settings: dict[str, dict[str, Any]] | None = None
 
     def apply(self, value: Any) -> dict[str, Any]:
-        """Return what a value sets, by key."""
+        """Return the settings of a training that a value stands for, by key."""
         return dict(self.settings[value]) if self.settings else {self.key: value}
 
+    def parse(self, text: str) -> Any:
+        """Return the value that was written as `str(value)`."""
+        if self.kind == "choice":
+            return next((value for value in self.values if str(value) == text), text)
+        return int(text) if self.kind.endswith("int") else float(text)
 
-Values = dict[str, Any]
 
-
-def read_space(space: dict[str, Any], known: set[str]) -> tuple[Axis, ...]:
+def read_space(space: dict[str, Any], known: Iterable[str]) -> tuple[Axis, ...]:
     """Return the axes of a space.
 
     Args:
-        space: as the YAML has it, by key.
-        known: the settings that the training config has.
+        space: as in the YAML, by key.
+        known: the keys of all settings of a training.
 
     Raises:
-        ValueError: no axis; a setting that training does not know; a range or choice of nothing; a setting twice.
+        ValueError: an empty space or choice, an unknown setting, an invalid range, or a setting that two axes vary.
     """
     if not space:
-        raise ValueError("the space is empty: name what is to vary, such as space: {model.units: {choice: [40, 160]}}.")
+        raise ValueError("space is empty: name the settings to vary, e.g. space: {model.units: {choice: [40, 160]}}.")
+    known = set(known)
     axes = tuple(_read_axis(key, spec, known) for key, spec in space.items())
-    touched = [key for axis in axes for key in {k for value in axis.values for k in axis.apply(value)}]
-    if twice := {key for key in touched if touched.count(key) > 1}:
-        raise ValueError(f"space: {min(twice)} is varied twice.")
+    varied = [key for axis in axes for key in {key for value in axis.values for key in axis.apply(value)}]
+    if repeated := {key for key in varied if varied.count(key) > 1}:
+        raise ValueError(f"space: {min(repeated)} is varied by two axes: remove one of them.")
     return axes
 
 
 def _read_axis(key: str, spec: Any, known: set[str]) -> Axis:
     if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in KINDS:
-        raise ValueError(f"space: {key}: {spec!r} is none of {', '.join(f'{{{kind}: ...}}' for kind in KINDS)}.")
+        raise ValueError(f"space: {key}: {spec!r} must be one of {', '.join(f'{{{kind}: ...}}' for kind in KINDS)}.")
     kind, values = next(iter(spec.items()))
     if kind in RANGES:
         _check_known([key], known)
-        is_whole = kind.endswith("int")
-        if (
-            not isinstance(values, list)
-            or len(values) != 2
-            or not all(isinstance(v, int if is_whole else (int, float)) and not isinstance(v, bool) for v in values)
-            or not values[0] < values[1]
-            or (kind.startswith("log") and values[0] <= 0)
-        ):
-            numbers = "whole numbers" if is_whole else "numbers"
-            above = " above 0" if kind.startswith("log") else ""
-            raise ValueError(f"space: {key}: {kind} takes [from, to], two {numbers}{above}, not {values!r}.")
+        _check_range(key, kind, values)
         return Axis(key, kind, tuple(values))
     if not isinstance(values, list | dict) or not values:
-        raise ValueError(f"space: {key}: choice takes a list of values or named settings, and at least one.")
+        raise ValueError(f"space: {key}: choice={values!r} must be a list of values, or settings by name; not empty.")
     if isinstance(values, list):
         _check_known([key], known)
         return Axis(key, kind, tuple(values))
     for name, settings in values.items():
         if not isinstance(settings, dict) or not settings:
-            raise ValueError(f"space: {key}: {name} has to name settings and their values, not {settings!r}.")
+            raise ValueError(f"space: {key}: {name}={settings!r} must be settings and their values.")
         _check_known(settings, known)
     return Axis(key, kind, tuple(values), values)
 
 
-def _check_known(keys: Any, known: set[str]) -> None:
+def _check_range(key: str, kind: str, values: Any) -> None:
+    is_whole = kind.endswith("int")
+    if (
+        not isinstance(values, list)
+        or len(values) != 2
+        or not all(isinstance(v, int if is_whole else (int, float)) and not isinstance(v, bool) for v in values)
+        or not values[0] < values[1]
+        or (kind.startswith("log") and values[0] <= 0)
+    ):
+        numbers = "whole numbers" if is_whole else "numbers"
+        above = " above 0" if kind.startswith("log") else ""
+        raise ValueError(f"space: {key}: {kind}={values!r} must be [from, to], two {numbers}{above}, the lower first.")
+
+
+def _check_known(keys: Iterable[str], known: set[str]) -> None:
     for key in keys:
         if key not in known:
-            raise ValueError(f"space: training has no setting {key}; `python -m babble.train --help` lists them all.")
+            raise ValueError(f"space: babble.train has no setting {key}: see `python -m babble.train --help`.")
 
 
-def apply_values(axes: tuple[Axis, ...], values: Values) -> dict[str, Any]:
-    """Return what a trial's values set, by key."""
+def apply_values(axes: Sequence[Axis], values: Values) -> dict[str, Any]:
+    """Return the settings of a training that the values of a trial stand for, by key."""
     return {key: setting for axis in axes for key, setting in axis.apply(values[axis.key]).items()}
 
 
-def every_combination(axes: tuple[Axis, ...]) -> Iterator[Values]:
+def every_combination(axes: Sequence[Axis]) -> Iterator[Values]:
     """Yield all combinations of choices, the last axis fastest.
 
     Raises:
-        ValueError: an axis is a range: it has no end of values.
+        ValueError: an axis is a range.
     """
     for axis in axes:
         if axis.kind != "choice":
-            raise ValueError(f"search=grid: {axis.key} is a range ({axis.kind}). Give choices, or search=random.")
+            raise ValueError(f"search=grid: {axis.key} is a range ({axis.kind}): give choices, or --search random.")
     for chosen in itertools.product(*(axis.values for axis in axes)):
         yield {axis.key: value for axis, value in zip(axes, chosen, strict=True)}
 
 
-def one_at_a_time(axes: tuple[Axis, ...]) -> Iterator[Values]:
-    """Yield combinations in which every choice and every end of a range occurs."""
+def one_at_a_time(axes: Sequence[Axis]) -> Iterator[Values]:
+    """Yield combinations in which every choice and both ends of every range occur."""
     first = {axis.key: axis.values[0] for axis in axes}
     yield first
     for axis in axes:
         yield from (first | {axis.key: value} for value in axis.values[1:])
 
 
-def check_space(axes: tuple[Axis, ...], is_grid: bool, build: Callable[[dict[str, Any]], object]) -> None:
-    """Raise if training would refuse what the space holds.
-
-    Of a grid all combinations are tried; otherwise every value beside the first ones of the other axes.
-
-    Args:
-        axes: of the space.
-        is_grid: whether all combinations will be trained.
-        build: makes a training config of settings by key, or raises ValueError.
-
-    Raises:
-        ValueError: names the values and what training says of them.
-    """
-    for values in every_combination(axes) if is_grid else one_at_a_time(axes):
-        try:
-            build(apply_values(axes, values))
-        except ValueError as error:
-            raise ValueError(f"space: training would refuse {describe(values)}: {error}") from None
-
-
 def describe(values: Values) -> str:
-    """Return values in one line: model.units=40, depth=two."""
-    return ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+    """Return values as one line: model.units=40, depth=two."""
+    return ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
 
 
 def label(values: Values) -> str:
-    """Return values as a part of a folder's name: units-40-depth-two."""
-    words = (f"{key.rpartition('.')[2]}-{_short(value)}" for key, value in values.items())
+    """Return values as part of a folder name, at most 80 characters: units-40-depth-two."""
+    words = (f"{key.rpartition('.')[2]}-{format_value(value)}" for key, value in values.items())
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in "-".join(words))[:80]
 
 
-def _short(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Return a value as text: floating-point numbers with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,19 +1,24 @@
-"""A trial of a sweep: `python -m babble.train` in a process of its own, watched by Ray Tune.
+"""A trial of a sweep: `python -m babble.train` in a process of its own, supervised by Ray Tune.
 
-1. Tune gives values; with what all trials share they are the trial's config file.
-2. The training runs as anyone would start it, so it crashes, resumes and is heard like any other. It dies with its
-   watcher, and the watcher's end is a signal to it to keep its state.
-3. Every held-out figure of its metrics.jsonl is reported once.
+1. Tune chooses the values; with the settings that all trials share they become the trial's config file.
+2. `Trial` starts the training as a user would, so it checkpoints and resumes like any other. If the supervising process
+   ends, however it ends, the training receives SIGTERM and keeps a checkpoint.
+3. Each validation in the run's metrics.jsonl is reported to Tune once.
+4. `SweepCallback` keeps trials.csv up to date.
 
-No torch here: a watcher takes little of a core and of memory.
+No torch here: supervising takes little memory and CPU time.
 """
 
-import ctypes
+import contextlib
+import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,76 +27,116 @@ from ray.tune.search.repeater import TRIAL_INDEX
 
 from babble.cli import CommandError, build_config
 from babble.codec.frames import get_mode
-from babble.files import read_json_lines
+from babble.processes import end_with_parent
 from babble.run_folder import RunFolder
-from babble.sweeps.folder import (
-    ENDED,
-    FAILED,
-    FINISHED,
-    RUNNING,
-    STOPPED,
-    WAITING,
-    Board,
-    SweepFolder,
-    prune,
-    trial_name,
-)
+from babble.sweeps.folder import SweepFolder, prune_checkpoints, trial_name
+from babble.sweeps.progress import SweepProgress
+from babble.sweeps.ranking import ENDED, State, TrialRow
 from babble.sweeps.space import Values
 
-POLL_SECONDS = 0.2
-# A training that is to end finishes its step and writes a checkpoint.
+POLL_SECONDS = 1.0
+# How long a training that was asked to stop may take to finish its step and write a checkpoint.
 STOP_SECONDS = 120.0
+# Lines of a failed training's log in the error message.
 LOG_LINES = 12
-# Source: linux/prctl.h.
-_PR_SET_PDEATHSIG = 1
-# Who started what, of Slurm's srun and torch's own launcher: a trial's training is neither's.
-FOREIGN = ("SLURM_", "PMI", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_")
+# Variables of Slurm's srun and of torch's launcher, which describe the sweep's own process, not a trial's.
+LAUNCHER_VARIABLES = ("SLURM_", "PMI", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_")
 
 
-def own_environment(gpus: float) -> dict[str, str]:
-    """Return the environment of a trial's training: nothing of Slurm's or of other launchers', no GPU that is not its.
+def make_environment(gpus: float) -> dict[str, str]:
+    """Return the environment of a trial's training: without launcher variables, and without a GPU that it must not use.
 
     Args:
-        gpus: how many Ray has given the trial.
+        gpus: how many GPUs Ray has given to the trial.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
     return environment if gpus else {**environment, "CUDA_VISIBLE_DEVICES": ""}
 
 
-def read_figures(metrics: Path, figure: str) -> list[dict[str, float]]:
-    """Return what a run's metrics.jsonl has of a held-out figure: {step, epoch, stage, figure}, in order of steps."""
-    rows, stage = [], 1.0
-    for row in read_json_lines(metrics):
-        stage = row.get("train/stage", stage)
-        if figure in row:
-            rows.append({"step": row["step"] + 1, "epoch": row["epoch"] + 1, "stage": stage, "figure": row[figure]})
-    return rows
+@dataclass(frozen=True)
+class Validation:
+    """One validation of a training.
+
+    Attributes:
+        steps: optimizer steps done.
+        epoch: epochs begun, counted from 1.
+        stage: unfreezing stage, counted from 1.
+        value: the monitor.
+        best: lowest monitor value so far.
+    """
+
+    steps: int
+    epoch: int
+    stage: int
+    value: float
+    best: float
+
+
+class MetricsReader:
+    """Reads the validations of a growing metrics.jsonl; each call of `read` reads only what was appended.
+
+    Args:
+        path: the file; it need not exist yet.
+        monitor: name of the metric.
+    """
+
+    def __init__(self, path: Path, monitor: str) -> None:
+        self.path, self.monitor = path, monitor
+        self._restart(inode=0)
+
+    def _restart(self, inode: int) -> None:
+        self._inode, self._offset, self._stage, self._best = inode, 0, 1, math.inf
+
+    def read(self) -> list[Validation]:
+        """Return the validations since the last call; all of them if a resumed training replaced the file."""
+        if not self.path.is_file():
+            return []
+        with self.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._inode or status.st_size < self._offset:
+                self._restart(status.st_ino)
+            file.seek(self._offset)
+            # A line that is still being written is left for the next call.
+            whole = file.read().rpartition(b"\n")[0]
+        self._offset += len(whole) + 1 if whole else 0
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return [validation for row in rows for validation in self._take(row)]
+
+    def _take(self, row: dict[str, Any]) -> list[Validation]:
+        self._stage = int(row.get("train/stage", self._stage))
+        # A training that diverged fails at a validation that is not a number.
+        if not math.isfinite(row.get(self.monitor, math.nan)):
+            return []
+        self._best = min(self._best, row[self.monitor])
+        return [Validation(row["step"] + 1, int(row["epoch"]) + 1, self._stage, row[self.monitor], self._best)]
 
 
 def read_values(config: dict[str, Any], seeds: list[int]) -> tuple[Values, int]:
-    """Return the values of the axes and the random seed, of the config that Ray Tune keeps of a trial."""
+    """Return the value of each axis and the seed, from the config that Ray Tune keeps of a trial."""
     return config["values"], seeds[config[TRIAL_INDEX]] if TRIAL_INDEX in config else config["seed"]
 
 
 class Trial(tune.Trainable):
-    """One training of a sweep, as Ray Tune runs it on some node."""
+    """One training of a sweep, as Ray Tune runs it on a node."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Write the trial's config file and start its training, or let it go on."""
-        sweep = SweepFolder(Path(config["sweep"]))
-        settings = sweep.read_settings()
+        """Write the trial's config file and start, or continue, its training."""
+        folder = SweepFolder(Path(config["sweep"]))
+        settings = folder.read_settings()
         values, seed = read_values(config, settings["seeds"])
         self.name = trial_name(self.trial_id, values, seed)
-        self.run = RunFolder(sweep.trials / self.name)
-        self.figure = settings["figure"]
-        self.log = sweep.log(self.name)
-        path = sweep.write_config(self.name, values, seed)
-        whole = sweep.trial_settings(values, seed, self.name)
-        data, compute = whole["data"], whole["compute"]
+        self.run = RunFolder(folder.trials / self.name)
+        self.log = folder.log(self.name)
+        path = folder.write_config(self.name, values, seed)
+        own = folder.trial_settings(values, seed, self.name)
+        data, compute = own["data"], own["compute"]
         self.frames_per_step = (
             data["batch_size"] * data["window_frames"] * compute["accumulate_batches"] * compute["devices"]
         )
-        self.reported = 0.0
+        self.metrics = MetricsReader(self.run.metrics, settings["monitor"])
+        self.waiting: deque[Validation] = deque()
+        self.reported: Validation | None = None
+        self.read_steps = 0
         resources = self.trial_resources
         assert resources is not None
         self._await_free()
@@ -99,23 +144,23 @@ class Trial(tune.Trainable):
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "babble.train", "--config", str(path)],
                 cwd=config["directory"],
-                env=own_environment(resources.required_resources.get("GPU", 0)),
+                env=make_environment(resources.required_resources.get("GPU", 0)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for the sweep, which stops its trials itself.
+                # Ctrl-C is meant for the sweep, which stops its trials itself.
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another trial: starting a watcher takes seconds."""
+        """Start another trial in this process: a new one takes seconds to start."""
         self.cleanup()
         self.setup(new_config)
         return True
 
     def _await_free(self) -> None:
-        """Wait until the training of a watcher that was killed has written its checkpoint and ended."""
+        """Wait for the training of a killed supervisor to write its checkpoint and end."""
         end = time.monotonic() + STOP_SECONDS
         while True:
             try:
@@ -127,45 +172,46 @@ class Trial(tune.Trainable):
                 time.sleep(POLL_SECONDS)
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next held-out figure, or for the training's end, and report it.
+        """Return the next validation's result; wait for it.
 
         Raises:
-            CommandError: the training has failed; with the last lines of its log.
+            CommandError: the training failed; with the last lines of its log.
         """
         while True:
+            # Before reading: whatever a process that has ended wrote is there.
             code = self.process.poll()
-            rows = read_figures(self.run.metrics, self.figure)
-            new = [row for row in rows if row["step"] > self.reported]
-            if new:
-                self.reported = new[0]["step"]
-                return self._result(rows[: rows.index(new[0]) + 1], is_finished=code == 0 and len(new) == 1)
-            if code == 0 and rows:
-                return self._result(rows, is_finished=True)
+            self.waiting += [validation for validation in self.metrics.read() if validation.steps > self.read_steps]
+            self.read_steps = self.waiting[-1].steps if self.waiting else self.read_steps
+            if self.waiting:
+                self.reported = self.waiting.popleft()
+                return self._result(self.reported, is_finished=code == 0 and not self.waiting)
+            if code == 0 and self.reported:
+                return self._result(self.reported, is_finished=True)
             if code is not None:
                 lines = "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
                 raise CommandError(f"{self.name} ended with exit code {code}; the end of {self.log}:\n{lines}")
-            time.sleep(POLL_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(POLL_SECONDS)
 
-    def _result(self, rows: list[dict[str, float]], is_finished: bool) -> dict[str, Any]:
-        last = rows[-1]
+    def _result(self, validation: Validation, is_finished: bool) -> dict[str, Any]:
         return {
-            "best": min(row["figure"] for row in rows),
-            "held_out": last["figure"],
-            "epoch": int(last["epoch"]),
-            "stage": int(last["stage"]),
-            "frames": int(last["step"] * self.frames_per_step),
+            "best": validation.best,
+            "latest": validation.value,
+            "epoch": validation.epoch,
+            "stage": validation.stage,
+            "frames": validation.steps * self.frames_per_step,
             "is_finished": is_finished,
             "done": is_finished,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Keep nothing: the run folder has all that a resume needs."""
+        """Save nothing: the run folder has all that a resume needs."""
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """Do nothing, likewise."""
+        """Load nothing, for the same reason."""
 
     def cleanup(self) -> None:
-        """End the training, if it has not ended; it keeps a checkpoint."""
+        """Stop the training if it is running; it keeps a checkpoint."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -175,76 +221,86 @@ class Trial(tune.Trainable):
                 self.process.wait()
 
 
-def _end_with_parent() -> None:
-    # The training takes SIGTERM as a wish to go on later.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+STATES: dict[str, State] = {"TERMINATED": "finished", "ERROR": "failed", "RUNNING": "running"}
 
 
-STATES = {"TERMINATED": FINISHED, "ERROR": FAILED, "RUNNING": RUNNING}
-
-
-class Watch(tune.Callback):
-    """Keeps trials.csv, shows how the sweep stands, and removes checkpoints that are not among the best.
+class SweepCallback(tune.Callback):
+    """Keeps trials.csv up to date, shows progress, and removes the checkpoints of all but the best configurations.
 
     Args:
-        folder: the sweep's.
-        total: how many trials there will be.
+        folder: the sweep folder.
+        num_trials: of the sweep.
     """
 
-    def __init__(self, folder: Path, total: int) -> None:
-        self.sweep, self.total = SweepFolder(folder), total
-        self.axes, self.settings = self.sweep.read_axes(), self.sweep.read_settings()
-        self.rows: list[dict[str, Any]] = []
-        self.board: Board | None = None
+    def __init__(self, folder: Path, num_trials: int) -> None:
+        self.folder, self.num_trials = SweepFolder(folder), num_trials
+        self.axes, self.settings = self.folder.read_axes(), self.folder.read_settings()
+        self.rows: list[TrialRow] = []
         self.weights: dict[str, int] = {}
+        self.progress: SweepProgress | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the board: Tune keeps its callbacks, and a terminal can't be kept."""
-        return self.__dict__ | {"board": None}
+        """Leave out the progress bar: Tune pickles its callbacks, and a terminal can't be pickled."""
+        return self.__dict__ | {"progress": None}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look at all trials. Not at the very end: a sweep that is stopped has ended its running trials by then."""
-        rows = [self._row(trial) for trial in trials]
-        self.board = self.board or Board(self.sweep.path.name, self.total)
-        if rows:
-            self.board.show(rows, self.settings["figure"])
-        if [row | {"seconds": 0} for row in rows] == [row | {"seconds": 0} for row in self.rows]:
-            return
-        self.sweep.write_rows(rows)
-        if any(row["state"] in ENDED for row in rows):
-            prune(self.sweep, rows, self.axes, self.settings["keep_best"], len(self.settings["seeds"]))
-        self.rows = rows
+        """Take over the states of all trials.
 
-    def _row(self, trial: Any) -> dict[str, Any]:
+        Not at the end of the experiment: by then Tune has marked the running trials of a stopped sweep as ended.
+        """
+        if not trials:
+            return
+        rows = [self._row(trial) for trial in trials]
+        self.progress = self.progress or self._open_progress()
+        self.progress.show(rows)
+        if [replace(row, seconds=0.0) for row in rows] == [replace(row, seconds=0.0) for row in self.rows]:
+            return
+        self.rows = rows
+        self.folder.write_rows(rows)
+        if any(row.state in ENDED for row in rows):
+            num_kept, num_seeds = self.settings["keep_best"], len(self.settings["seeds"])
+            prune_checkpoints(self.folder, rows, self.axes, num_kept, num_seeds)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Close the progress bar."""
+        if self.progress:
+            self.progress.close()
+
+    def _open_progress(self) -> SweepProgress:
+        known = [row for row in self.folder.read_rows() if row.state in ENDED]
+        return SweepProgress(self.num_trials, self.settings["monitor"], known)
+
+    def _row(self, trial: Any) -> TrialRow:
         values, seed = read_values(trial.config, self.settings["seeds"])
-        result, state = trial.last_result or {}, STATES.get(trial.status, WAITING)
+        result, state = trial.last_result or {}, STATES.get(trial.status, "waiting")
         name = trial_name(trial.trial_id, values, seed)
-        if state == FINISHED and not result.get("is_finished"):
-            state = STOPPED
-        return {
-            "trial": name,
-            "state": state,
-            **values,
-            "seed": seed,
-            "best": result.get("best", ""),
-            "stage": result.get("stage", ""),
-            "epoch": result.get("epoch", ""),
-            "frames": result.get("frames", 0),
-            "weights": self._count_weights(name, values, seed),
-            "seconds": round(result.get("time_total_s", 0.0), 1),
-            "retries": trial.num_failures - (state == FAILED),
-            "reason": self._last_words(name) if state == FAILED else "",
-        }
+        if state == "finished" and not result.get("is_finished"):
+            state = "stopped"
+        return TrialRow(
+            trial=name,
+            state=state,
+            values=values,
+            seed=seed,
+            best=result.get("best"),
+            stage=result.get("stage"),
+            epoch=result.get("epoch"),
+            frames=result.get("frames", 0),
+            weights=self._count_weights(name, values, seed),
+            seconds=round(result.get("time_total_s", 0.0), 1),
+            retries=trial.num_failures - (state == "failed"),
+            reason=self._last_line(name) if state == "failed" else "",
+        )
 
     def _count_weights(self, name: str, values: Values, seed: int) -> int:
         if name not in self.weights:
+            # Imported here: Ray's workers import this module, and need no torch.
             from babble.model.babbler import ModelConfig, count_weights
 
-            shape = build_config(ModelConfig, self.sweep.trial_settings(values, seed, name)["model"])
-            self.weights[name] = count_weights(shape, get_mode(self.settings["mode"]))
+            model = build_config(ModelConfig, self.folder.trial_settings(values, seed, name)["model"])
+            self.weights[name] = count_weights(model, get_mode(self.settings["mode"]))
         return self.weights[name]
 
-    def _last_words(self, name: str) -> str:
-        log = self.sweep.log(name)
+    def _last_line(self, name: str) -> str:
+        log = self.folder.log(name)
         lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it left no log: its node was lost")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no log: its node was lost")

@@ -64,15 +64,19 @@ def run(runs: list[Path], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two trials with its answer."""
-    from babble.sweeps.folder import SweepFolder, write_answer
+    from babble.sweeps.folder import SweepFolder
+    from babble.sweeps.ranking import TrialRow
+    from babble.tune import report
 
     folder = SweepFolder(tmp_path_factory.mktemp("sweeps") / "sweep")
-    folder.path.mkdir()
     space = {"model.units": {"choice": [8, 16]}}
-    folder.settings.write_text(yaml.safe_dump({"space": space, "figure": "val/bits_per_frame"}))
-    folder.base.write_text(yaml.safe_dump({"model": {"units": 8}}))
-    row = {"state": "finished", "seed": 0, "stage": 1, "epoch": 2, "frames": 1000, "weights": 500, "seconds": 60}
-    folder.write_rows([row | {"trial": f"units-{n}", "model.units": n, "best": 40 - n} for n in (8, 16)])
+    folder.claim({"space": space, "monitor": "val/bits_per_frame"}, {"model": {"units": 8}})
+    folder.write_rows(
+        [
+            TrialRow(f"units-{n}", "finished", {"model.units": n}, 0, 40.0 - n, frames=1000, weights=500, seconds=60)
+            for n in (8, 16)
+        ]
+    )
     folder.write_config("units-16", {"model.units": 16}, 0)
-    write_answer(folder)
+    report(folder)
     return folder.path

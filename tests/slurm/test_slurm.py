@@ -242,13 +242,13 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_requeue(slurm: Slurm, speech_shard
     sweep = SweepFolder(slurm.folder / "runs/sweep")
 
     def states() -> list[str]:
-        return [row["state"] for row in sweep.read_rows()]
+        return [row.state for row in sweep.read_rows()]
 
     slurm.wait(job, lambda: "finished" in states())
     # Another trial is at work, and has something to go on from.
     last = sorted(sweep.trials.glob("*.yaml"))[-1].with_suffix("")
     slurm.wait(job, lambda: len(_rows(last)) > 10)
-    finished = [row["trial"] for row in sweep.read_rows() if row["state"] == "finished"]
+    finished = [row.trial for row in sweep.read_rows() if row.state == "finished"]
     before = {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished}
     urgent = slurm.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 2")
     slurm.complete(urgent)
@@ -257,7 +257,7 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_requeue(slurm: Slurm, speech_shard
     assert "requeued for the 1. time" in log
     assert states() == 3 * ["finished"]
     assert {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished} == before
-    assert any("going on at step" in sweep.log(row["trial"]).read_text() for row in sweep.read_rows())
+    assert any("going on at step" in sweep.log(row.trial).read_text() for row in sweep.read_rows())
     assert sweep.best.checkpoint("best").is_file()
 
 

@@ -1,0 +1,63 @@
+"""What a trial's supervisor reads of its training, and the environment that the training gets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from babble.files import append_json_line, write_bytes
+from babble.sweeps import trial
+from babble.sweeps.trial import MetricsReader, make_environment
+
+MONITOR = "val/bits_per_frame"
+
+
+def _append(path: Path, epoch: int, value: float) -> None:
+    append_json_line(path, {"step": 10 * epoch + 4, "epoch": epoch, "train/stage": epoch + 1.0, "train/loss": 1.0})
+    append_json_line(path, {"step": 10 * epoch + 9, "epoch": epoch, MONITOR: value})
+
+
+def test_each_row_of_metrics_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    parsed: list[bytes] = []
+    loads = json.loads
+    monkeypatch.setattr(trial.json, "loads", lambda line: parsed.append(line) or loads(line))
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path, MONITOR)
+    found = reader.read()
+    for epoch, value in enumerate((40.0, 38.0, 39.0)):
+        _append(path, epoch, value)
+        for _ in range(5):
+            found += reader.read()
+    assert [(v.steps, v.epoch, v.stage, v.value, v.best) for v in found] == [
+        (10, 1, 1, 40.0, 40.0),
+        (20, 2, 2, 38.0, 38.0),
+        (30, 3, 3, 39.0, 38.0),
+    ]
+    assert b"\n".join(parsed) + b"\n" == path.read_bytes()
+
+
+def test_half_a_line_is_read_when_it_is_whole_and_a_replaced_file_from_its_beginning(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path, MONITOR)
+    for epoch, value in enumerate((40.0, 30.0)):
+        _append(path, epoch, value)
+    lines = path.read_bytes()
+    path.write_bytes(lines[:-10])
+    assert [v.value for v in reader.read()] == [40.0]
+    with path.open("ab") as file:
+        file.write(lines[-10:])
+    assert [v.value for v in reader.read()] == [30.0]
+    # A resumed training drops the rows that it repeats, and can be past them by the next call.
+    write_bytes(path, b"".join(lines.splitlines(keepends=True)[:2]))
+    for epoch, value in ((1, 35.0), (2, 34.0)):
+        _append(path, epoch, value)
+    assert [(v.value, v.best) for v in reader.read()] == [(40.0, 40.0), (35.0, 35.0), (34.0, 34.0)]
+
+
+def test_a_trial_does_not_take_itself_for_a_task_of_slurm(monkeypatch: pytest.MonkeyPatch):
+    for name in ("SLURM_PROCID", "LOCAL_RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES", "KEPT"):
+        monkeypatch.setenv(name, "1")
+    assert make_environment(gpus=1)["CUDA_VISIBLE_DEVICES"] == "1"
+    environment = make_environment(gpus=0)
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["KEPT"]) == ("", "1")
+    assert not {"SLURM_PROCID", "LOCAL_RANK", "MASTER_ADDR"} & environment.keys()
