@@ -1,4 +1,4 @@
-"""In CI a skipped test fails unless its reason is on the list; tried on small test suites."""
+"""CI's rule for skipped tests, applied to a small suite."""
 
 import os
 import shutil
@@ -17,34 +17,25 @@ SUITE = {
 }
 
 
-def run_suite(folder: Path, files: list[str], ci: str, workers: int) -> subprocess.CompletedProcess[str]:
-    for name in files:
-        (folder / name).write_text(SUITE[name])
+def run_suite(folder: Path, ci: str, workers: int) -> subprocess.CompletedProcess[str]:
+    for name, source in SUITE.items():
+        (folder / name).write_text(source)
     shutil.copy(Path(__file__).parent / "conftest.py", folder)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", str(workers), "-c", os.devnull, "."]
+    options = ["-p", "no:cacheprovider", "-n", str(workers), "-c", os.devnull, "--continue-on-collection-errors"]
+    command = [sys.executable, "-m", "pytest", *options, "."]
     return subprocess.run(command, cwd=folder, env=os.environ | {"CI": ci}, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ci_fails_a_skip_that_is_not_on_the_list(tmp_path: Path, workers: int) -> None:
-    done = run_suite(tmp_path, ["test_passes.py", "test_allowed.py", "test_forbidden.py"], "true", workers)
+def test_ci_fails_skipped_tests_and_files_that_are_not_on_the_list(tmp_path: Path, workers: int) -> None:
+    done = run_suite(tmp_path, "true", workers)
     assert done.returncode == 1, done.stdout
     assert "skipped in CI: no ffmpeg" in done.stdout
-    assert "1 passed, 1 skipped, 1 error" in done.stdout
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_ci_fails_a_skipped_file(tmp_path: Path, workers: int) -> None:
-    done = run_suite(tmp_path, ["test_passes.py", "test_whole_file.py"], "true", workers)
-    assert done.returncode not in (0, 5), done.stdout
     assert "skipped in CI: could not import 'no_such_module'" in done.stdout
+    assert "1 passed, 1 skipped, 1 xfailed, 2 errors" in done.stdout
 
 
-def test_ci_accepts_allowed_skips_and_expected_failures(tmp_path: Path) -> None:
-    done = run_suite(tmp_path, ["test_passes.py", "test_allowed.py", "test_expected.py"], "true", 0)
+def test_elsewhere_any_skip_passes(tmp_path: Path) -> None:
+    done = run_suite(tmp_path, "", 0)
     assert done.returncode == 0, done.stdout
-
-
-def test_outside_ci_every_skip_is_accepted(tmp_path: Path) -> None:
-    done = run_suite(tmp_path, ["test_passes.py", "test_forbidden.py", "test_whole_file.py"], "", 0)
-    assert done.returncode == 0, done.stdout
+    assert "1 passed, 3 skipped, 1 xfailed" in done.stdout

@@ -1,4 +1,4 @@
-"""Edits of speech frames, to hear what each group of fields contributes: flat pitch, louder, one spectrum, a whisper.
+"""Edits of speech frames that show what each group of fields contributes: flat pitch, louder speech, a whisper.
 
     edits = parse_edits("pitch=flat:120,lsp=mean", mode)
     frames = apply_edits(frames, edits, mode)

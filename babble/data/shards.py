@@ -259,15 +259,15 @@ def index_entries(path: Path) -> np.ndarray:
         raise _damaged(path, error) from None
     keys = dict.fromkeys(name.partition(".")[0] for name in members)
     try:
-        places = [(*members[f"{key}.c2"], *members[f"{key}.json"]) for key in keys]
+        locations = [(*members[f"{key}.c2"], *members[f"{key}.json"]) for key in keys]
     except KeyError as missing:
         raise ValueError(f"{path} lacks {missing}: the shard is damaged.") from None
-    return np.array(places, np.int64).reshape(-1, 4)
+    return np.array(locations, np.int64).reshape(-1, 4)
 
 
-def read_entry(path: Path, place: np.ndarray, mode: Mode) -> Segment:
+def read_entry(path: Path, location: np.ndarray, mode: Mode) -> Segment:
     """Return the entry of a tar at one row of `index_entries`; raises as `read_segments`."""
-    offset, length, json_offset, json_length = place.tolist()
+    offset, length, json_offset, json_length = location.tolist()
     with path.open("rb") as file:
         file.seek(offset)
         packets = file.read(length)

@@ -112,8 +112,8 @@ class ShardFrames:
         path = self.paths[segment.shard]
         if segment.shard not in self.index:
             self.index[segment.shard] = index_entries(path)
-        places = self.index[segment.shard]
-        frames = read_entry(path, places[key[1]], self.mode).frames if key[1] < len(places) else np.empty(0)
+        locations = self.index[segment.shard]
+        frames = read_entry(path, locations[key[1]], self.mode).frames if key[1] < len(locations) else np.empty(0)
         if len(frames) != min(SEGMENT_FRAMES, segment.frames - number * SEGMENT_FRAMES):
             raise ValueError(
                 f"{path}: entry {key[1]} has {len(frames)} frames, which its manifest contradicts: copy the shards "

@@ -32,7 +32,7 @@ def fail(kind: str, speech: np.ndarray, mode: Mode) -> np.ndarray:
     """Return 20 s of a failure, made from real speech."""
     rate = mode.frames_per_second
     loud = speech[: 8 * rate]
-    # A network that holds a tone holds a voiced one.
+    # A network that repeats a frame repeats a voiced one.
     voiced = mode.group_indices("voicing") or mode.group_indices("pitch")
     start = next(t for t in range(rate, len(loud)) if (loud[t : t + 8, voiced] > 0).all())
     repeated = {

@@ -97,9 +97,9 @@ def test_few_entries_are_held(reading: str, max_entries: int, folder: Path) -> N
 def test_entries_are_seldom_read_twice_in_a_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, real = [], streaming.read_entry
 
-    def read_entry(path: Path, place: np.ndarray, mode: Mode) -> Segment:
-        read.append((path, *place.tolist()))
-        return real(path, place, mode)
+    def read_entry(path: Path, location: np.ndarray, mode: Mode) -> Segment:
+        read.append((path, *location.tolist()))
+        return real(path, location, mode)
 
     monkeypatch.setattr(streaming, "read_entry", read_entry)
     # Two streams may read parts of one entry at different times.
