@@ -17,6 +17,7 @@ from paths import ROOT, SPEECH
 
 from babble.cli import Interrupted, read_config
 from babble.codec.codec2 import read_c2, write_c2
+from babble.codec.edits import apply_edits, parse_edits
 from babble.codec.frames import MODES
 from babble.data.shards import read_manifest, read_recordings
 from babble.generate import GenerateConfig, generate
@@ -117,6 +118,8 @@ def test_streams_differ_and_have_their_own_files(run: Path, tmp_path: Path):
         ({"seconds": float("inf")}, "a file has to end"),
         ({"temperature": "pitch=-1"}, "--temperature -1: "),
         ({"top_p": "lps=0.9"}, "mode 1300 has no 'lps'"),
+        ({"seconds": 0, "with_prompt": False}, "--seconds 0: must be above 0"),
+        ({"what_if": "lsp=mean", "out": "-"}, "--what-if lsp=mean writes a second WAV file"),
         ({"streams": 0}, "--streams 0: must be at least 1"),
         ({"streams": 2, "out": "-"}, "must be at least 1, and 1 with --out -"),
     ],
@@ -240,3 +243,16 @@ def test_raw_pcm_without_end_is_piped_to_a_player_without_shards(run: Path, tmp_
     )
     assert piped.stdout.strip() == "100000"
     assert "Traceback" not in piped.stderr
+
+
+def test_edited_speech_is_written_next_to_the_unchanged_one(tmp_path: Path) -> None:
+    out, edits = tmp_path / "speech.wav", "pitch=flat:120,energy=+3dB"
+    prompt = str(SPEECH / "allison-01.ogg")
+    facts = generate(GenerateConfig(prompt=prompt, prompt_frames=100, seconds=0, what_if=edits, out=str(out)))
+    assert facts[0]["frames"] == 0
+    plain, mode = read_c2(out.with_suffix(".c2"))
+    edited, _ = read_c2(tmp_path / "speech-what-if.c2")
+    assert len(plain) == 100
+    assert np.array_equal(edited, apply_edits(plain, parse_edits(edits, mode), mode))
+    for suffix in ("wav", "png"):
+        assert (tmp_path / f"speech-what-if.{suffix}").stat().st_size > 1000

@@ -1,15 +1,12 @@
 """Edits change one group of fields, by the amount in Hz or dB, and nothing else."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from paths import SPEECH
 
-from babble.codec.codec2 import decode_frames, encode_pcm, read_c2
+from babble.codec.codec2 import decode_frames, encode_pcm
 from babble.codec.edits import apply_edits, parse_edits
 from babble.codec.frames import MODES, Mode, energy_db, is_voiced, lsp_hz, pitch_hz, unpack_packets
-from babble.generate import GenerateConfig, generate
 from preprocessing.audio import open_recording
 
 RECORDING = SPEECH / "allison-01.ogg"
@@ -109,20 +106,3 @@ def test_edits_combine_and_pitch_has_no_mean_without_a_voiced_frame() -> None:
 def test_an_edit_without_meaning_is_rejected(text: str, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_edits(text, MODES[name])
-
-
-def test_real_speech_is_written_unchanged_and_edited(tmp_path: Path) -> None:
-    out = tmp_path / "speech.wav"
-    edits = "pitch=flat:120,energy=+3dB"
-    facts = generate(GenerateConfig(prompt=str(RECORDING), prompt_frames=100, seconds=0, what_if=edits, out=str(out)))
-    assert facts[0]["frames"] == 0
-    plain, mode = read_c2(out.with_suffix(".c2"))
-    changed, _ = read_c2(tmp_path / "speech-what-if.c2")
-    assert np.array_equal(plain, read_speech(mode)[:100])
-    assert np.array_equal(changed, change(plain, edits, mode))
-    for suffix in ("wav", "png"):
-        assert (tmp_path / f"speech-what-if.{suffix}").stat().st_size > 1000
-    with pytest.raises(ValueError, match="beside a WAV"):
-        GenerateConfig(what_if=edits, out="-")
-    with pytest.raises(ValueError, match="with the prompt in the WAV"):
-        GenerateConfig(seconds=0, with_prompt=False)

@@ -26,7 +26,6 @@ from babble.data.shards import (
     write_manifest,
     write_shards,
 )
-from babble.files import write_bytes, write_json
 
 M1300 = get_mode("1300")
 
@@ -110,20 +109,6 @@ def test_an_illegal_level_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="v0=2"):
         write_shards(tmp_path, "train", [Segment("a", 0, np.full((3, 16), 2, np.uint8))], M1300, 3)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
-
-    def fail(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_bytes(path, b"half")
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_advice_for_a_wrong_path_is_safe_to_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
