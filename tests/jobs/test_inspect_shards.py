@@ -1,20 +1,19 @@
-"""What the inspection of shards tells, and every damage that it must find."""
+"""The description of a folder of shards, and every kind of damage that must be found."""
 
+import contextlib
 import csv
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from paths import ROOT
 
-from babble.cli import CommandError
+from babble.cli import CommandError, run_command
 from babble.codec.frames import MODES, Mode, get_mode
 from babble.data.shards import MANIFEST, Manifest, Segment, write_manifest, write_shards
-from jobs.inspect_shards import InspectConfig, check_folder, entropy_bits, inspect_shards
+from jobs.inspect_shards import COMMAND, InspectConfig, check_folder, entropy_bits, inspect_shards
 from preprocessing.split import SplitSegment
 
 M1300 = get_mode("1300")
@@ -26,13 +25,13 @@ PARTS = [
 ]
 
 
-def draw(mode: Mode, num_frames: int, seed: int) -> np.ndarray:
+def sample_levels(mode: Mode, num_frames: int, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     return random.integers(0, mode.levels, (num_frames, mode.num_fields)).astype(mode.dtype)
 
 
 def make_folder(folder: Path, mode: Mode = M1300, **facts: Any) -> Manifest:
-    recordings = {"a": draw(mode, 5000, 1), "b": draw(mode, 40, 2)}
+    recordings = {"a": sample_levels(mode, 5000, 1), "b": sample_levels(mode, 40, 2)}
     shards = []
     for split in ("train", "validation", "test"):
         segments = [
@@ -65,7 +64,7 @@ def test_a_good_folder_is_described(mode: Mode, tmp_path: Path, capsys: pytest.C
         (line,) = [line for line in lines if line.startswith(f"{field.name} ")]
         words = line.split()
         assert int(words[1]) == field.levels
-        # Drawn evenly, every level is there and the entropy is nearly the width.
+        # Sampled uniformly, every level occurs and the entropy is nearly the width.
         if field.bits <= 7:
             assert [int(words[i]) for i in (2, 3, 5)] == [field.levels, 0, field.levels - 1]
         assert float(words[7]) == pytest.approx(field.bits, abs=0.1)
@@ -74,13 +73,13 @@ def test_a_good_folder_is_described(mode: Mode, tmp_path: Path, capsys: pytest.C
 def test_statistics_are_those_of_all_frames(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     found = check_folder(tmp_path, manifest)
-    frames = draw(M1300, 5000, 1)
+    frames = sample_levels(M1300, 5000, 1)
     validation, test = found.splits["validation"], found.splits["test"]
     assert (validation.frames, test.frames) == (200, 1700)
     for f in range(16):
         expected = np.bincount(frames[3300:, f], minlength=128)
         np.testing.assert_array_equal(test.histogram[f], expected)
-    # Across the border of two segments too, but never from one recording to another.
+    # Changes are counted across segments, but not from one recording to another.
     changes = np.abs(np.diff(frames[3300:].astype(int), axis=0)).sum(axis=0)
     np.testing.assert_array_equal(test.changes, changes)
     assert test.num_changes == 1699
@@ -102,7 +101,7 @@ def test_frames_and_histogram_are_written_as_csv(tmp_path: Path) -> None:
         rows = list(csv.reader(file))
     assert rows[0] == ["split", "recording", "frame", *(field.name for field in M1300.fields)]
     assert len(rows) == 1 + 5040
-    frames = draw(M1300, 5000, 1)
+    frames = sample_levels(M1300, 5000, 1)
     assert rows[1 + 3140 + 7] == ["validation", "a", "3107", *map(str, frames[3107])]
     with histogram_csv.open() as file:
         counts = list(csv.DictReader(file))
@@ -110,7 +109,7 @@ def test_frames_and_histogram_are_written_as_csv(tmp_path: Path) -> None:
     assert sum(int(row["frames"]) for row in counts if row["field"] == "E") == 5040
 
 
-def test_another_byte_in_a_tar_is_found(tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_tar_is_found(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     path = tmp_path / "train-000000.tar"
     data = bytearray(path.read_bytes())
@@ -119,11 +118,11 @@ def test_another_byte_in_a_tar_is_found(tmp_path: Path) -> None:
     found = problems(tmp_path, manifest)
     assert "train-000000.tar has the hash" in found
     assert found.count("\n") == 0
-    with pytest.raises(CommandError, match=r"is damaged, preprocess again or copy it again:\n  train-000000\.tar has"):
+    with pytest.raises(CommandError, match=r"is damaged: copy it again or preprocess again:\n  train-000000\.tar has"):
         inspect_shards(InspectConfig(tmp_path))
 
 
-def test_a_tar_that_nobody_knows_is_found(tmp_path: Path) -> None:
+def test_a_tar_that_is_not_in_the_manifest_is_found(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     (tmp_path / "train-000007.tar").touch()
     assert problems(tmp_path, manifest) == "train-000007.tar is not in the manifest"
@@ -134,18 +133,18 @@ def test_tars_out_of_order_are_found(tmp_path: Path) -> None:
     swapped = dataclasses.replace(
         manifest, shards=[manifest.shards[i] for i in (1, 0, *range(2, len(manifest.shards)))]
     )
-    assert "train: recordings are not those of the manifest" in problems(tmp_path, swapped)
+    assert "train: recordings differ from the manifest" in problems(tmp_path, swapped)
 
 
-def test_recordings_that_are_not_there_are_found(tmp_path: Path) -> None:
+def test_missing_recordings_are_found(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     del manifest.recordings[1]
-    assert "train: recordings are not those of the manifest: found" in problems(tmp_path, manifest)
+    assert "train: recordings differ from the manifest: found" in problems(tmp_path, manifest)
     manifest.recordings[0]["frames"] += 1
-    assert "('a', 0, 3100), not ('a', 0, 3101)" in problems(tmp_path, manifest)
+    assert "('a', 0, 3100), expected ('a', 0, 3101)" in problems(tmp_path, manifest)
 
 
-def test_counts_that_are_wrong_are_found(tmp_path: Path) -> None:
+def test_wrong_counts_are_found(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     manifest.shards[0] = dataclasses.replace(manifest.shards[0], frames=1)
     assert "train-000000.tar has 2 entries and 3000 frames, the manifest says 2 and 1" in problems(tmp_path, manifest)
@@ -159,31 +158,34 @@ def test_frames_in_two_splits_are_found(tmp_path: Path) -> None:
 
 def test_one_file_under_two_names_is_found(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path, sha256="5eed")
-    assert "recordings a and b are one and the same file" in problems(tmp_path, manifest)
+    assert "recordings a and b are the same file" in problems(tmp_path, manifest)
 
 
-def test_too_loud_a_recording_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recordings_that_are_too_loud_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(tmp_path, energy_at_ceiling=0.2)
     inspect_shards(InspectConfig(tmp_path))
     out = capsys.readouterr().out
-    assert "too loud: a has 20.0% of its frames at the highest energy that the codec has; try --gain_db -6" in out
+    assert "too loud: a has 20.0% of its frames at the codec's highest energy; try --gain-db -6" in out
     assert out.count("too loud") == 2
 
 
-@pytest.mark.parametrize(("damaged", "code"), [(False, 0), (True, 1)])
-def test_the_command_takes_a_folder_and_tells_damage_by_its_exit_code(tmp_path: Path, damaged: bool, code: int) -> None:
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_the_exit_code_of_the_command_shows_damage(
+    is_damaged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_folder(tmp_path)
-    if damaged:
+    if is_damaged:
         (tmp_path / "test-000000.tar").write_bytes(b"")
-    command = [sys.executable, "-m", "jobs.inspect_shards", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert ("test-000000.tar has the hash" in done.stderr) == damaged
-    assert "train " in done.stdout
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path)])
+    with pytest.raises(SystemExit) if is_damaged else contextlib.nullcontext() as stopped:
+        run_command(InspectConfig, inspect_shards, COMMAND, positional="shards")
+    assert not is_damaged or stopped.value.code == 1
+    printed = capsys.readouterr()
+    assert ("test-000000.tar has the hash" in printed.err) == is_damaged
+    assert "train " in printed.out
 
 
-def test_a_folder_must_be_named_and_be_one_of_shards(tmp_path: Path) -> None:
+def test_the_folder_must_be_named_and_hold_shards(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"name the folder of shards: python -m jobs\.inspect_shards"):
         InspectConfig()
     with pytest.raises(FileNotFoundError, match=rf"has no {MANIFEST}"):
