@@ -191,7 +191,7 @@ def _read_split(
             continue
         if (entries, frames) != (shard.entries, shard.frames):
             problems.append(
-                f"{shard.name} has {entries} entries and {frames} frames, the manifest says {shard.entries} and "
+                f"{shard.name} has {entries} entries and {frames} frames, the manifest has {shard.entries} and "
                 f"{shard.frames}"
             )
 
@@ -200,7 +200,7 @@ def _read_shard(folder: Path, shard: ShardFacts, mode: Mode) -> Iterator[Segment
     with (folder / shard.name).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != shard.sha256:
-        raise ValueError(f"{shard.name} has the hash {sha256[:12]}..., the manifest says {shard.sha256[:12]}...")
+        raise ValueError(f"{shard.name} has the hash {sha256[:12]}..., the manifest has {shard.sha256[:12]}...")
     yield from read_segments([folder / shard.name], mode)
 
 

@@ -147,7 +147,7 @@ def test_missing_recordings_are_found(tmp_path: Path) -> None:
 def test_wrong_counts_are_found(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     manifest.shards[0] = dataclasses.replace(manifest.shards[0], frames=1)
-    assert "train-000000.tar has 2 entries and 3000 frames, the manifest says 2 and 1" in problems(tmp_path, manifest)
+    assert "train-000000.tar has 2 entries and 3000 frames, the manifest has 2 and 1" in problems(tmp_path, manifest)
 
 
 def test_frames_in_two_splits_are_found(tmp_path: Path) -> None:
