@@ -156,9 +156,9 @@ def _write(
     lines: list[str] = []
     manifest = None
     if facts:
-        parts = split_recordings({name: about["frames"] for name, about in facts.items()}, config.split, matched)
+        segments = split_recordings({name: about["frames"] for name, about in facts.items()}, config.split, matched)
         mode = get_mode(config.mode)
-        manifest = write_folder(out, mode, config.output_settings, parts, facts, failures, staging)
+        manifest = write_folder(out, mode, config.output_settings, segments, facts, failures, staging)
         lines = describe(out, manifest, encoded)
         if config.wandb.mode != "off":
             show_in_wandb(config, manifest, encoded, staging)

@@ -87,7 +87,7 @@ def write_folder(
     out: Path,
     mode: Mode,
     settings: dict[str, Any],
-    parts: list[SplitSegment],
+    segments: list[SplitSegment],
     facts: dict[str, dict[str, Any]],
     failures: list[tuple[str, str]],
     staging: Staging,
@@ -98,18 +98,18 @@ def write_folder(
         out: the folder.
         mode: Codec 2 mode.
         settings: those that change the bytes of the shards.
-        parts: the frames of each split, in order.
+        segments: the frames of each split, in order.
         facts: of each recording, by name.
         failures: name and cause of each recording that can't be used.
         staging: holds the packets of each recording.
     """
 
-    def read_segments(split: str) -> Iterator[Segment]:
-        for part in parts:
-            if part.split == split:
-                packets = staging.read_packets(part.recording, facts[part.recording]["sha256"])
-                frames = unpack_packets(packets, mode)[part.first_frame : part.first_frame + part.frames]
-                yield Segment(part.recording, part.first_frame, frames)
+    def read_split(split: str) -> Iterator[Segment]:
+        for segment in segments:
+            if segment.split == split:
+                packets = staging.read_packets(segment.recording, facts[segment.recording]["sha256"])
+                frames = unpack_packets(packets, mode)[segment.first_frame : segment.first_frame + segment.frames]
+                yield Segment(segment.recording, segment.first_frame, frames)
 
     # A folder with a manifest is finished, so the manifest is removed first, together with shards of an earlier run
     # that accepted more recordings.
@@ -118,12 +118,12 @@ def write_folder(
         for shard in out.glob(f"{split}-*.tar"):
             shard.unlink()
     entries = settings["entries_per_shard"]
-    shards = [shard for split in SPLITS for shard in write_shards(out, split, read_segments(split), mode, entries)]
+    shards = [shard for split in SPLITS for shard in write_shards(out, split, read_split(split), mode, entries)]
     recordings = []
-    for part in parts:
-        about = {key: value for key, value in facts[part.recording].items() if key != "frames"}
-        position = {"split": part.split, "first_frame": part.first_frame, "frames": part.frames}
-        recordings.append({"name": part.recording, **position, **about})
+    for segment in segments:
+        about = {key: value for key, value in facts[segment.recording].items() if key != "frames"}
+        position = {"split": segment.split, "first_frame": segment.first_frame, "frames": segment.frames}
+        recordings.append({"name": segment.recording, **position, **about})
     manifest = Manifest(
         mode, settings, recordings, shards, [{"name": name, "cause": cause} for name, cause in failures]
     )

@@ -17,7 +17,7 @@ from jobs.inspect_shards import COMMAND, InspectConfig, check_folder, entropy_bi
 from preprocessing.split import SplitSegment
 
 M1300 = get_mode("1300")
-PARTS = [
+SEGMENTS = [
     SplitSegment("a", "train", 0, 3100),
     SplitSegment("b", "train", 0, 40),
     SplitSegment("a", "validation", 3100, 200),
@@ -35,13 +35,14 @@ def make_folder(folder: Path, mode: Mode = M1300, **facts: Any) -> Manifest:
     shards = []
     for split in ("train", "validation", "test"):
         segments = [
-            Segment(part.recording, part.first_frame, recordings[part.recording][part.first_frame :][: part.frames])
-            for part in PARTS
-            if part.split == split
+            Segment(s.recording, s.first_frame, recordings[s.recording][s.first_frame :][: s.frames])
+            for s in SEGMENTS
+            if s.split == split
         ]
         shards += write_shards(folder, split, segments, mode, 2)
     about = [
-        {"name": p.recording, "split": p.split, "first_frame": p.first_frame, "frames": p.frames} | facts for p in PARTS
+        {"name": s.recording, "split": s.split, "first_frame": s.first_frame, "frames": s.frames} | facts
+        for s in SEGMENTS
     ]
     manifest = Manifest(mode, {"mode": mode.name}, about, shards, [])
     write_manifest(folder, manifest)
