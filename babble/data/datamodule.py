@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from babble.codec.frames import Mode
-from babble.data.loaders import SHUFFLE_SHARDS, DataConfig, FrameSource, HeldFrames, Loader
+from babble.data.loaders import SHUFFLE_SHARDS, DataConfig, FrameSource, HeldFrames, Loader, count_batches
 from babble.data.plans import Plan, ShardWindowPlan, Share, StreamPlan, WindowPlan
 from babble.data.shards import SEGMENT_FRAMES, Segment, map_split, open_shards, read_recordings, read_split
 from babble.data.streaming import ShardFrames, find_segments, sample_recordings
@@ -56,7 +56,7 @@ class SpeechData(pl.LightningDataModule):
                 f"{self.folder} has no validation recordings, on which the metrics are measured. Preprocess again with "
                 "a validation split."
             )
-        if self._count_windows() == 0:
+        if self._make_plan().num_windows == 0:
             raise ValueError(
                 f"{self.folder}: no recording is longer than data.window_frames={self.config.window_frames}. Choose "
                 "shorter windows."
@@ -92,8 +92,8 @@ class SpeechData(pl.LightningDataModule):
     def _shuffle_shards(self) -> int:
         return self.config.shuffle_shards or SHUFFLE_SHARDS
 
-    def _make_plan(self, share: Share) -> Plan:
-        config = self.config
+    def _make_plan(self, rank: int = 0, world_size: int = 1) -> Plan:
+        config, share = self.config, Share(self.config.batch_size, self.seed, rank, world_size)
         if config.reading == "streams":
             return StreamPlan(self._lengths, config.window_frames, share)
         windows = (config.window_frames, config.frames_between_windows)
@@ -106,24 +106,22 @@ class SpeechData(pl.LightningDataModule):
 
     def _make_loader(self, rank: int, world_size: int) -> Loader:
         assert self._source, "setup was not called"
-        plan = self._make_plan(Share(self.config.batch_size, self.seed, rank, world_size))
+        plan = self._make_plan(rank, world_size)
         return Loader(plan, self._source, self.config.window_frames + 1, self.config.windows_per_epoch)
-
-    def _count_windows(self) -> int:
-        return self._make_plan(Share(self.config.batch_size, self.seed)).num_windows
 
     def describe(self) -> str:
         """Return one line: hours, windows or chunks, and the hours in recordings too short for one."""
-        hour = self.mode.frames_per_second * 3600
-        too_short = [length for length in self._lengths if length <= self.config.window_frames]
-        held_out = self.manifest.split_frames("validation")
-        window = f"{self.config.window_frames} frames ({self.config.window_frames / self.mode.frames_per_second:g} s)"
-        chunks = "stream chunks" if self.config.reading == "streams" else "windows"
-        segments = "segments of recordings, read from the shards" if self._segments else "recordings"
-        unused = f"{sum(too_short) / hour:.3f} h unused, in {len(too_short)} shorter {segments}; " if too_short else ""
+        config, frames_per_second = self.config, self.mode.frames_per_second
+        hour = frames_per_second * 3600
+        unused = sum(length for length in self._lengths if length <= config.window_frames) / hour
+        segments = "segments, read from the shards" if self._segments else "recordings"
+        chunks = "chunks" if config.reading == "streams" else "windows"
         return (
-            f"{sum(self._lengths) / hour:.2f} h of training speech in {len(self._lengths)} {segments}, "
-            f"{self._count_windows():,} {chunks} of {window}; {unused}{held_out / hour:.2f} h of validation speech"
+            f"{sum(self._lengths) / hour:.2f} h of training speech ({len(self._lengths)} {segments}), "
+            f"{self._make_plan().num_windows:,} {chunks} of {config.window_frames} frames "
+            f"({config.window_frames / frames_per_second:g} s)"
+            + (f", {unused:.3f} h unused because shorter" if unused else "")
+            + f"; {self.manifest.split_frames('validation') / hour:.2f} h of validation speech"
         )
 
     def train_dataloader(self) -> Loader:
@@ -137,8 +135,8 @@ class SpeechData(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def count_batches(self, world_size: int) -> int:
-        """Return the batches per epoch of each of `world_size` processes."""
-        return len(self._make_loader(0, world_size))
+        """Return the batches per epoch of each of `world_size` processes; raises ValueError if there are none."""
+        return count_batches(self._make_plan(0, world_size), self.config.windows_per_epoch)
 
     @property
     def frames_given(self) -> int:

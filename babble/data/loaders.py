@@ -106,6 +106,27 @@ class HeldFrames:
         return self.frames[starts_B[:, None] + np.arange(num_frames)]
 
 
+def count_batches(plan: Plan, windows_per_epoch: int | None) -> int:
+    """Return the number of batches per epoch of each process.
+
+    Args:
+        plan: the plan of any of the processes.
+        windows_per_epoch: windows or chunks per epoch of all processes; None for one pass over all of them.
+
+    Raises:
+        ValueError: an epoch is smaller than one step of all processes.
+    """
+    share = plan.share
+    epoch_windows = windows_per_epoch or plan.num_windows
+    if min(epoch_windows, plan.num_windows) < share.step_size:
+        raise ValueError(
+            f"an epoch has {epoch_windows} windows of {plan.num_windows}, but one step takes {share.step_size} "
+            f"(data.batch_size={share.batch_size} on {share.world_size} processes): decrease data.batch_size, or "
+            "increase data.windows_per_epoch or the corpus."
+        )
+    return epoch_windows // share.step_size
+
+
 class Loader:
     """The batches of one process, epoch after epoch; the only state is how many it has given.
 
@@ -113,22 +134,12 @@ class Loader:
         plan: which frames each batch has.
         source: where they are read.
         num_frames: frames of each row.
-        windows_per_epoch: windows or chunks per epoch of all processes; None for one pass over all of them.
-
-    Raises:
-        ValueError: an epoch is smaller than one step of all processes.
+        windows_per_epoch: as in `count_batches`, whose errors it raises.
     """
 
     def __init__(self, plan: Plan, source: FrameSource, num_frames: int, windows_per_epoch: int | None = None) -> None:
         self.plan, self.source, self.num_frames = plan, source, num_frames
-        epoch_windows = windows_per_epoch or plan.num_windows
-        if min(epoch_windows, plan.num_windows) < plan.share.step_size:
-            raise ValueError(
-                f"an epoch has {epoch_windows} windows of {plan.num_windows}, but one step takes "
-                f"{plan.share.step_size} (data.batch_size={plan.share.batch_size} on {plan.share.world_size} "
-                "processes): decrease data.batch_size, or increase data.windows_per_epoch or the corpus."
-            )
-        self.batches_per_epoch = epoch_windows // plan.share.step_size
+        self.batches_per_epoch = count_batches(plan, windows_per_epoch)
         self.batches_given = 0
 
     def __len__(self) -> int:

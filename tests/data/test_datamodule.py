@@ -47,9 +47,11 @@ def test_a_loader_resumes_in_the_middle_of_an_epoch() -> None:
     assert first_levels(before + rest_of_epoch + next_epoch) == first_levels(whole)
 
 
-def test_an_epoch_smaller_than_a_step_is_rejected() -> None:
+def test_an_epoch_smaller_than_a_step_is_rejected_before_anything_is_read(speech_shards: Path) -> None:
     with pytest.raises(ValueError, match=r"an epoch has 3 windows of 24, but one step takes 4"):
         make_loader(per_epoch=3)
+    with pytest.raises(ValueError, match=r"an epoch has 68 windows of 68, but one step takes 128"):
+        SpeechData(DataConfig(speech_shards), seed=0).count_batches(world_size=2)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +76,10 @@ def test_windows_are_the_content_of_the_shards(speech_shards: Path) -> None:
 
 
 def test_the_description_counts_windows_and_unused_hours(speech_shards: Path) -> None:
-    description = make_data(speech_shards, window_frames=900).describe()
-    assert "0.02 h of training speech in 2 recordings" in description
-    assert f"{30 / 3600:.3f} h unused, in 1 shorter recordings" in description
-    assert "0.01 h of validation speech" in description
+    assert SpeechData(DataConfig(speech_shards, window_frames=900), seed=0).describe() == (
+        "0.02 h of training speech (2 recordings), 2 windows of 900 frames (36 s), 0.008 h unused because shorter; "
+        "0.01 h of validation speech"
+    )
 
 
 def keep_split(shards: Path, folder: Path, split: str) -> Path:

@@ -119,4 +119,4 @@ def test_an_entry_that_the_manifest_contradicts_is_named(folder: Path) -> None:
 
 def test_the_description_names_segments(folder: Path) -> None:
     config = DataConfig(folder, window_frames=50, batch_size=4, holding="shards")
-    assert "segments of recordings, read from the shards" in SpeechData(config, seed=0).describe()
+    assert "0.17 h of training speech (10 segments, read from the shards)" in SpeechData(config, seed=0).describe()
