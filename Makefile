@@ -40,7 +40,7 @@ demo: $(INSTALLED) ## Train on tests/speech for 3 minutes and generate babble.wa
 	@echo "  README.md shows how to train on a whole audiobook."
 
 test: $(INSTALLED) ## Run the test suite
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 slow: $(INSTALLED) ## Run the tests that create virtual environments; some minutes
 	$(RUN) -m pytest -m slow

@@ -10,7 +10,12 @@ import pytest
 from documented import check_command, find_commands
 from paths import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "babble/pretrained/README.md",
+    ROOT / "tests/speech/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SOURCES = ("*.py", "*.md", "*.sh", "*.yaml", "*.toml", "*.js", "*.html", "Makefile", "run")
 
 
@@ -34,7 +39,7 @@ def test_python_example_generates_ten_seconds(monkeypatch: pytest.MonkeyPatch) -
     assert np.abs(names["pcm"]).max() > 1000, "silence"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if target.startswith("http"):
