@@ -1,1 +1,1 @@
-"""What a machine or a cluster runs over many recordings or many settings: thin programs."""
+"""Jobs over many recordings or many settings, on one machine or a cluster."""

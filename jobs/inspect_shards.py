@@ -121,7 +121,7 @@ def inspect_shards(config: InspectConfig) -> None:
         write_histogram(config.histogram_csv, manifest.mode, inspection)
     if inspection.problems:
         listed = "\n  ".join(inspection.problems)
-        raise CommandError(f"{config.shards} is damaged: copy it again or preprocess again:\n  {listed}")
+        raise CommandError(f"{config.shards} is damaged: copy it again, or preprocess to a new folder:\n  {listed}")
 
 
 def check_folder(folder: Path, manifest: Manifest, frames_csv: Any = None) -> Inspection:

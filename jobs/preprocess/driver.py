@@ -1,14 +1,19 @@
 """The driver of the Ray tasks: it starts them, receives their messages, and stages what they encode.
 
-    encoded = Driver(sources, staging, mode, gain_db, chunk_frames, cores, progress).run()
+    with running_ray(config) as cores:
+        encoded = Driver(sources, staging, config, cores, progress).run()
 
 A recording is opened, or read on, only while the encoders need chunks, so memory does not grow with the length or the
 number of the recordings.
 """
 
+import os
 import signal
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +22,10 @@ import ray
 from ray.exceptions import OutOfDiskError, RayError, RayTaskError
 
 from babble.cli import CommandError
-from babble.codec.frames import SAMPLE_RATE_HZ, Mode, unpack_packets
+from babble.codec.frames import SAMPLE_RATE_HZ, get_mode, unpack_packets
 from babble.processes import StopRequest
+from babble.ray_cluster import count_cores, start_ray
+from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.progress import Progress
 from jobs.preprocess.staging import Encoded, Staging, disk_full_message
 from jobs.preprocess.worker import (
@@ -57,10 +64,28 @@ def max_encoding(cores: int) -> int:
     return cores + max(2, cores // 4)
 
 
-def object_store_bytes(cores: int, chunk_seconds: int) -> int:
+def _object_store_bytes(cores: int, chunk_seconds: int) -> int:
     """Return the size of the object store: twice the pcm in it, and no more, as it counts as the workers' memory."""
     chunks = max_encoding(cores) + 3 * max_decoding(cores)
     return 2 * chunks * chunk_seconds * SAMPLE_RATE_HZ * 2
+
+
+@contextmanager
+def running_ray(config: PreprocessConfig) -> Iterator[int]:
+    """Give the number of cores to use of Ray, which is started and stopped here unless the caller has started it."""
+    if is_ours := not ray.is_initialized():
+        cores = config.workers or len(os.sched_getaffinity(0))
+        store = _object_store_bytes(cores, config.chunk_seconds)
+        start_ray(config.address, cores=config.workers, object_store_bytes=store, nodes=config.nodes)
+        # Ray's handler would wait for a Ray that Slurm, which signals all processes at once, has ended already. What
+        # is staged is complete at any moment, so SIGTERM may simply end this process.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield min(config.workers or count_cores(), count_cores())
+    finally:
+        if is_ours:
+            ray.shutdown()
 
 
 class Driver:
@@ -69,25 +94,17 @@ class Driver:
     Args:
         sources: the recordings.
         staging: where packets are kept.
-        mode: Codec 2 mode.
-        gain_db: gain before encoding, in dB.
-        chunk_frames: frames per chunk.
+        config: settings of the encoding.
         cores: cores of Ray to use.
         progress: shows how far it is.
     """
 
     def __init__(
-        self,
-        sources: list[Source],
-        staging: Staging,
-        mode: Mode,
-        gain_db: float,
-        chunk_frames: int,
-        cores: int,
-        progress: Progress,
+        self, sources: list[Source], staging: Staging, config: PreprocessConfig, cores: int, progress: Progress
     ) -> None:
-        self._staging, self._mode, self._progress = staging, mode, progress
-        self._decode_settings = (mode, gain_db, chunk_frames)
+        self._staging, self._progress = staging, progress
+        self._mode = get_mode(config.mode)
+        self._decode_settings = (self._mode, config.gain_db, config.chunk_seconds * self._mode.frames_per_second)
         # Typed as Any: ray.remote's overloads lack streaming and back-pressure.
         remote: Any = ray.remote
         self._decode = remote(

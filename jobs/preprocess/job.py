@@ -15,17 +15,12 @@ the staged chunks.
 """
 
 import contextlib
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
 
 from babble.cli import CommandError, Interrupted
 from babble.codec.frames import get_mode
 from babble.files import FileInUse
-from babble.ray_cluster import count_cores, start_ray
 from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.output import check_out, collect_facts, is_finished, write_folder
 from jobs.preprocess.progress import Progress
@@ -100,41 +95,17 @@ def _encode_share(config: PreprocessConfig, sources: list[Source], share: tuple[
     return not missing
 
 
-@contextlib.contextmanager
-def _running_ray(config: PreprocessConfig) -> Iterator[int]:
-    """Give the number of cores to use of Ray, which is started and stopped here unless the caller has started it."""
-    # Imported here, as Ray takes seconds to import and a finished folder does not need it.
-    import ray
-
-    from jobs.preprocess.driver import object_store_bytes
-
-    if is_ours := not ray.is_initialized():
-        cores = config.workers or len(os.sched_getaffinity(0))
-        store = object_store_bytes(cores, config.chunk_seconds)
-        start_ray(config.address, cores=config.workers, object_store_bytes=store, nodes=config.nodes)
-        # Ray's handler would wait for a Ray that Slurm, which signals all processes at once, has ended already. What
-        # is staged is complete at any moment, so SIGTERM may simply end this process.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield min(config.workers or count_cores(), count_cores())
-    finally:
-        if is_ours:
-            ray.shutdown()
-
-
 def _encode(config: PreprocessConfig, sources: list[Source], staging: Staging) -> Encoded:
     """Stage what is not staged yet."""
-    mode = get_mode(config.mode)
-    start = time.monotonic()
-    with _running_ray(config) as cores:
-        from jobs.preprocess.driver import Driver
+    # Imported here, as it imports Ray, which takes seconds and which a finished folder does not need.
+    from jobs.preprocess.driver import Driver, running_ray
 
+    start = time.monotonic()
+    with running_ray(config) as cores:
         ready = time.monotonic()
         progress = Progress(sources)
         try:
-            chunk_frames = config.chunk_seconds * mode.frames_per_second
-            encoded = Driver(sources, staging, mode, config.gain_db, chunk_frames, cores, progress).run()
+            encoded = Driver(sources, staging, config, cores, progress).run()
         finally:
             progress.close()
         end = time.monotonic()
@@ -166,12 +137,12 @@ def _write(
     write_report(out, lines, found)
     print("\n".join(lines), flush=True)
     if manifest is None:
-        raise CommandError(f"all {len(failures)} recordings failed, no shards were written; see {out / REPORT}.")
+        raise CommandError(f"no recording can be used, so no shards were written; see {out / REPORT}.")
     if len(failures) > config.max_failures:
         raise CommandError(
-            f"{len(failures)} recordings failed, at most {config.max_failures} are accepted. The shards hold the "
-            "others. Fix or remove the failed ones and run the same command again, or accept them with "
+            f"failed recordings: {len(failures)}, accepted: {config.max_failures}. The shards hold the others. Fix or "
+            "remove the failed ones and run the same command again, or accept them with "
             f"--max-failures {len(failures)}."
         )
     shutil.rmtree(staging.folder)
-    print(describe_next(out, manifest))
+    print(describe_next(out, manifest), flush=True)

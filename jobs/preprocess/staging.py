@@ -70,7 +70,9 @@ def check_same_settings(before: dict[str, Any], now: dict[str, Any], out: Path) 
         unknown = ", ".join(sorted(old ^ new))
         raise ValueError(f"{out} was made by another version of babble ({unknown} differ): use another --out.")
     if changes := describe_changes(before, now):
-        raise ValueError(f"{out} was made with other settings: {'; '.join(changes)}. Use the same, or another --out.")
+        raise ValueError(
+            f"{out} was made with other settings: {'; '.join(changes)}. Use the same settings, or another --out."
+        )
 
 
 class Staging:

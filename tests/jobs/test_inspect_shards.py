@@ -119,7 +119,7 @@ def test_a_changed_byte_in_a_tar_is_found(tmp_path: Path) -> None:
     found = problems(tmp_path, manifest)
     assert "train-000000.tar has the hash" in found
     assert found.count("\n") == 0
-    with pytest.raises(CommandError, match=r"is damaged: copy it again or preprocess again:\n  train-000000\.tar has"):
+    with pytest.raises(CommandError, match=r"copy it again, or preprocess to a new folder:\n  train-000000\.tar has"):
         inspect_shards(InspectConfig(tmp_path))
 
 

@@ -122,6 +122,16 @@ def test_the_recommended_config_fits_machine_and_speech(hours: float, has_gpu: b
     assert hours == 1.9 or time in (ROOT / config).read_text(), "the header of the config gives the same time"
 
 
+def test_a_gpu_is_found_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not report.has_nvidia_gpu()
+    program = tmp_path / "nvidia-smi"
+    for printed, has_gpu in (("GPU 0: NVIDIA H100", True), ("No devices found.", False)):
+        program.write_text(f"#!/bin/sh\necho {printed}\n")
+        program.chmod(0o755)
+        assert report.has_nvidia_gpu() == has_gpu
+
+
 def test_the_next_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "has_nvidia_gpu", lambda: False)
     manifest = Manifest(M1300, {}, [], [ShardFacts("train-000000.tar", "train", "", 1, 28800)], [])
