@@ -1,1 +1,1 @@
-"""What happens to one recording on its way to frames: no Ray, no torch."""
+"""Preprocessing of one recording, from its file to packets and facts. No Ray, no torch."""

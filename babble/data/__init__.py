@@ -1,1 +1,1 @@
-"""Shards of frames, and what feeds them to a training."""
+"""Shards of frames, and the batches of training and validation read from them."""
