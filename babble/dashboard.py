@@ -41,7 +41,7 @@ def build(config: DashboardConfig) -> None:
     # Imported here: --help needs no wandb.
     from babble.reporting import workspace
 
-    if not WandbConfig().is_online:
+    if WandbConfig().find_mode() != "online":
         write_json(config.out, workspace.describe(config.entity or "", config.project))
         entity = f" --entity {config.entity}" if config.entity else ""
         print(

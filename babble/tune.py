@@ -28,7 +28,7 @@ from babble.reporting.plots.figures import save_figure
 from babble.reporting.plots.sweep import plot_sweep
 from babble.sweeps.folder import SweepFolder, write_answer
 from babble.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
-from babble.train import TrainConfig
+from babble.training.config import TrainConfig, default_name
 
 PROG = "python -m babble.tune"
 
@@ -96,10 +96,9 @@ def tune(config: TuneConfig) -> SweepFolder:
     training = config.training
     # Without a --config file the default name would be that of a training.
     if training.recipe == TrainConfig.recipe:
-        training = replace(training, recipe="tune")
-    # Made once: the default name contains the date, which changes during a long sweep.
-    training = replace(training, name=training.run_name)
-    folder = SweepFolder(training.runs / training.run_name)
+        has_default_name = training.name == default_name(training.recipe)
+        training = replace(training, recipe="tune", name=None if has_default_name else training.name)
+    folder = SweepFolder(training.run.path)
     return _run(plan_training(config.sweep, training), folder, is_resumed=False)
 
 

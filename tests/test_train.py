@@ -1,5 +1,6 @@
-"""A whole training: stages, the run folder, and that nothing stops it for good."""
+"""A whole training: stages, run folder, resuming, and what is rejected before the run folder exists."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,12 +22,16 @@ from babble.data.loaders import DataConfig
 from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
-from babble.train import StopConfig, TrainConfig, TrainResult, WandbConfig, _report, train
-from babble.training.checkpoints import Checkpoints
+from babble.train import _write_report, train
+from babble.training import config as config_module
+from babble.training.config import ComputeConfig, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
 from babble.training.module import OptimConfig
 from babble.training.samples import SamplesConfig
+from babble.training.stopping import Consensus
+from babble.training.trainer import TrainResult
 from babble.training.unfreezing import Stage
+from babble.training.wandb_run import WandbConfig
 
 EPOCH_STEPS, EPOCHS = 4, 5
 
@@ -79,17 +84,17 @@ def test_a_run_folder_explains_itself(undisturbed: TrainResult, speech_shards: P
     assert start["versions"]["torch"] == torch.__version__
     baselines = json.loads((run / "baselines.json").read_text())
     assert baselines["copy baseline"].keys() >= {"error_levels", "error/lsp"}
-    assert sorted(path.stem for path in (run / "checkpoints").iterdir()) == [
-        *("best", "last", "previous", "stage-1", "stage-2")
-    ]
+    checkpoints = ["best.ckpt", "last.ckpt", "previous.ckpt", "stage-1.ckpt", "stage-2.ckpt"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == checkpoints
     steps = [row["step"] for row in _metrics(run) if "val/error_levels" in row]
     assert steps == [EPOCH_STEPS * (epoch + 1) - 1 for epoch in range(EPOCHS)]
-    heard = sorted(path.name for path in (run / "samples").iterdir())
-    assert heard == ["epoch-0002", "epoch-0003", "epoch-0005", "prompts", "real"]
-    assert json.loads((run / "finished.json").read_text())["best"] == undisturbed.best
+    samples = sorted(path.name for path in (run / "samples").iterdir())
+    assert samples == ["epoch-0002", "epoch-0003", "epoch-0005", "prompts", "real"]
+    finished = json.loads((run / "finished.json").read_text())
+    assert (finished["monitor"], finished["best"]) == ("val/error_levels", undisturbed.best)
 
 
-def test_each_stage_moves_its_layers_alone(undisturbed: TrainResult):
+def test_each_stage_trains_only_its_layers(undisturbed: TrainResult):
     stages = ("stage-1", "stage-2", "last")
     first, second, last = (_checkpoint(undisturbed.run, which)["state_dict"] for which in stages)
     layer_1, layer_2 = "model.layers.0.rnn.weight_hh_l0", "model.layers.1.rnn.weight_hh_l0"
@@ -99,25 +104,36 @@ def test_each_stage_moves_its_layers_alone(undisturbed: TrainResult):
     assert not torch.equal(second[layer_2], last[layer_2])
 
 
-def test_a_training_learns(undisturbed: TrainResult):
-    figures = [row["val/error_levels"] for row in _metrics(undisturbed.run) if "val/error_levels" in row]
-    assert undisturbed.best == pytest.approx(min(figures), rel=1e-6)
-    assert figures[-1] < figures[0]
+def test_the_error_falls(undisturbed: TrainResult):
+    errors = [row["val/error_levels"] for row in _metrics(undisturbed.run) if "val/error_levels" in row]
+    assert undisturbed.best == pytest.approx(min(errors), rel=1e-6)
+    assert errors[-1] < errors[0]
+
+
+@contextlib.contextmanager
+def _stop_after(step: int) -> Iterator[None]:
+    """Ask a training to stop after this step, as Ctrl-C does."""
+    decide = Consensus.decide
+
+    def ask(self: Consensus, trainer: Any, wants_to_save: bool) -> bool:
+        if trainer.global_step >= step:
+            self.request.number = signal.SIGINT
+        return decide(self, trainer, wants_to_save)
+
+    with mock.patch.object(Consensus, "decide", ask), pytest.raises(Interrupted, match=f"stopped at step {step} by"):
+        yield
 
 
 def _train_with_stops(config: TrainConfig, stops: Iterable[int]) -> TrainResult:
-    """Train to the end, asked to stop after each of these steps."""
+    """Train to the end, with a stop after each of these steps."""
     for stop in stops:
-        with (
-            mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer, stop=stop: trainer.global_step >= stop),
-            pytest.raises(Interrupted, match=f"stopped at step {stop}"),
-        ):
+        with _stop_after(stop):
             train(config)
     return train(config)
 
 
-@pytest.mark.parametrize("stops", [[1], [4], [6], [2, 8, 9, 19], [20]], ids=str)
-def test_stopped_between_any_two_steps_a_run_ends_the_same(
+@pytest.mark.parametrize("stops", [[1, 4, 6, 20], [2, 8, 9, 19]], ids=str)
+def test_a_run_stopped_between_any_two_steps_ends_with_the_same_weights(
     stops: list[int], undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
 ):
     config = _config(speech_shards, tmp_path, "stopped")
@@ -125,20 +141,22 @@ def test_stopped_between_any_two_steps_a_run_ends_the_same(
     _assert_same_run(tmp_path / "stopped", undisturbed.run)
 
 
-@pytest.mark.parametrize("steps", [16, 18], ids=["an epoch's end", "within an epoch"])
-def test_stopped_everywhere_a_run_of_so_many_steps_ends_the_same(steps: int, speech_shards: Path, tmp_path: Path):
-    stop = StopConfig(steps=steps)
+@pytest.mark.parametrize(
+    ("steps", "stops"), [(16, (3, 8, 15, 16)), (18, (12, 17, 18))], ids=["at the end of an epoch", "within an epoch"]
+)
+def test_a_run_with_a_step_limit_ends_with_the_same_weights(
+    steps: int, stops: tuple[int, ...], speech_shards: Path, tmp_path: Path
+):
     config, undisturbed = (
-        _rich_config(speech_shards, tmp_path, name, stop=stop, validate_every_epochs=2) for name in ("stopped", "whole")
+        _rich_config(speech_shards, tmp_path, name, stop=StopConfig(steps=steps), validate_every_epochs=2)
+        for name in ("stopped", "whole")
     )
-    assert _train_with_stops(config, range(1, steps + 1)) == dataclasses.replace(
-        train(undisturbed), run=tmp_path / "stopped"
-    )
+    assert _train_with_stops(config, stops) == dataclasses.replace(train(undisturbed), run=tmp_path / "stopped")
     _assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def _rich_config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
-    """The same with all that keeps a state of its own: streams, random noise and dropout, averaged weights."""
+    """The same with everything that has a state of its own: streams, noise and dropout, averaged weights."""
     return _config(
         shards,
         runs,
@@ -156,66 +174,67 @@ def rich(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     return train(_rich_config(speech_shards, tmp_path_factory.mktemp("runs"), "rich"))
 
 
-@pytest.mark.parametrize("stops", [[6], [2, 8, 9, 19]], ids=str)
-def test_streams_noise_and_averaged_weights_survive_a_stop(
-    stops: list[int], rich: TrainResult, speech_shards: Path, tmp_path: Path
-):
+def test_streams_noise_and_averaged_weights_survive_a_stop(rich: TrainResult, speech_shards: Path, tmp_path: Path):
     config = _rich_config(speech_shards, tmp_path, "stopped")
-    assert _train_with_stops(config, stops).best == rich.best
+    assert _train_with_stops(config, [2, 6, 8, 9, 19]).best == rich.best
     _assert_same_run(tmp_path / "stopped", rich.run)
     assert _checkpoint(tmp_path / "stopped", "stage-1")["bypassed_layers"] == [2]
     assert _checkpoint(tmp_path / "stopped", "stage-2")["bypassed_layers"] == []
 
 
-def test_weights_that_run_away_end_the_training_with_the_cure(speech_shards: Path, tmp_path: Path):
-    config = _rich_config(speech_shards, tmp_path, "away")
+def test_bits_per_frame_and_learning_rate_are_logged_for_training_batches(rich: TrainResult):
+    rows = [row for row in _metrics(rich.run) if "train/loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, EPOCHS * EPOCH_STEPS, 2))
+    for row in rows:
+        # The loss is the mean over the 16 fields.
+        assert row["train/bits_per_frame"] == pytest.approx(16 * row["train/loss"], rel=1e-5)
+    rates = [row["train/lr"] for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] < 0.002
+
+
+def test_a_training_that_diverges_ends_with_advice(speech_shards: Path, tmp_path: Path):
+    config = _rich_config(speech_shards, tmp_path, "diverges")
     config = dataclasses.replace(config, optim=OptimConfig(name="sgd", lr=1e30, clip_norm=None))
-    with pytest.raises(CommandError, match=r"val/bits_per_frame is not a number at step 4: .*smaller optim\.lr"):
+    message = r"val/bits_per_frame is not a number at step 4: training diverged\. .*smaller optim\.lr"
+    with pytest.raises(CommandError, match=message):
         train(config)
-    assert not (tmp_path / "away" / "finished.json").exists()
+    assert not (tmp_path / "diverges" / "finished.json").exists()
 
 
-def test_what_is_kept_is_the_average_of_the_weights(rich: TrainResult, speech_shards: Path, tmp_path: Path):
+def test_checkpoints_hold_the_averaged_weights(rich: TrainResult, speech_shards: Path, tmp_path: Path):
     last = _checkpoint(rich.run)
     averaged, current = last["state_dict"], last["current_model_state"]
     name = "model.layers.0.rnn.weight_hh_l0"
     assert not torch.equal(averaged[name], current[name])
     plain = _rich_config(speech_shards, tmp_path, "plain")
     plain = dataclasses.replace(plain, optim=dataclasses.replace(plain.optim, ema_decay=None))
-    # Averaging changes what is kept, not what is learned.
+    # Averaging does not change the training.
     assert torch.equal(_checkpoint(train(plain).run)["state_dict"][name], current[name])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_run_that_is_really_killed_ends_the_same(
-    number: signal.Signals, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
-):
-    run = tmp_path / "killed"
-    words = [
-        *("--data.shards", str(speech_shards), "--runs", str(tmp_path), "--name", "killed"),
-        *("--config", str(_as_yaml(tmp_path, _config(speech_shards, tmp_path, "killed")))),
-    ]
-    command = [sys.executable, "-m", "babble.train", *words]
-    codes = []
-    for rows in (2, 7):
+def test_a_run_stopped_by_every_signal_ends_with_the_same_weights(speech_shards: Path, tmp_path: Path):
+    run, epochs = tmp_path / "killed", 10
+    config = _config(speech_shards, tmp_path, "killed", stop=StopConfig(epochs=epochs))
+    command = [sys.executable, "-m", "babble.train", "--config", str(_as_yaml(tmp_path, config))]
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        rows = max(1, _count_rows(run))
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            while process.poll() is None and not (
-                _count_rows(run) >= rows and (run / "checkpoints/last.ckpt").exists()
-            ):
+            while process.poll() is None and _count_rows(run) <= rows:
                 time.sleep(0.005)
             process.send_signal(number)
-            said = process.communicate()[0]
-            codes.append(process.returncode)
+            printed = process.communicate()[0]
+        assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number), printed
         if number != signal.SIGKILL:
-            assert f"by {number.name}; the same command goes on from there." in said
-    assert codes == 2 * [-9 if number == signal.SIGKILL else 128 + number]
+            assert f"by {number.name}; the same command resumes from there." in printed
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"{run}: going on at step" in done.stdout
+    assert f"{run}: resumes at step" in done.stdout
+    undisturbed = train(_config(speech_shards, tmp_path, "undisturbed", stop=StopConfig(epochs=epochs)))
     _assert_same_run(run, undisturbed.run)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0
-    assert f"{run} is finished: {EPOCHS * EPOCH_STEPS} steps" in again.stdout
+    assert f"{run} is finished: {epochs * EPOCH_STEPS} steps" in again.stdout
 
 
 def _as_yaml(folder: Path, config: TrainConfig) -> Path:
@@ -228,95 +247,95 @@ def _count_rows(run: Path) -> int:
     return len(read_json_lines(run / "metrics.jsonl"))
 
 
-def test_other_settings_are_refused_naming_each(undisturbed: TrainResult, speech_shards: Path):
+def test_other_settings_are_rejected_by_name(undisturbed: TrainResult, speech_shards: Path):
     changed = _config(speech_shards, undisturbed.run.parent, "undisturbed", seed=3, optim=OptimConfig(lr=0.5))
-    with pytest.raises(ValueError, match="is a run of other settings") as refused:
+    with pytest.raises(ValueError, match="is a run with other settings") as rejected:
         train(changed)
-    message = str(refused.value)
-    assert "seed: 0 in the run, 3 now" in message
-    assert "optim.lr: None in the run, 0.5 now" in message
-    assert "optim.clip_norm: None in the run, 1.0 now" in message
+    message = str(rejected.value)
+    assert "seed: was 0, now 3" in message
+    assert "optim.lr: was None, now 0.5" in message
+    assert "optim.clip_norm: was None, now 1.0" in message
     assert "units" not in message
 
 
-def test_a_finished_run_says_so_and_does_nothing(undisturbed: TrainResult, speech_shards: Path):
+def test_a_finished_run_does_nothing(undisturbed: TrainResult, speech_shards: Path):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.run.rglob("*") if path.is_file()}
     again = train(_config(speech_shards, undisturbed.run.parent, "undisturbed"))
     assert again == dataclasses.replace(undisturbed, already_finished=True)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_run_folder_in_use_is_refused(speech_shards: Path, tmp_path: Path):
+def test_a_run_folder_in_use_is_rejected(speech_shards: Path, tmp_path: Path):
     config = _config(speech_shards, tmp_path, "busy")
     with RunFolder(tmp_path / "busy").locked(), pytest.raises(CommandError, match="in use by another training"):
         train(config)
 
 
-def test_starting_from_another_runs_weights(undisturbed: TrainResult, speech_shards: Path, tmp_path: Path):
-    config = _config(speech_shards, tmp_path, "child", init_from=undisturbed.run, stop=StopConfig(steps=1))
-    train(config)
+@pytest.mark.parametrize("source", ["folder", "file"])
+def test_initial_weights_come_from_a_run_or_a_checkpoint(
+    source: str, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    path = undisturbed.run if source == "folder" else RunFolder(undisturbed.run).checkpoint("best")
+    train(_config(speech_shards, tmp_path, "child", init_from=path, stop=StopConfig(steps=1)))
     parent, child = _checkpoint(undisturbed.run, "best"), _checkpoint(tmp_path / "child")
-    waiting = "model.layers.1.rnn.weight_hh_l0"
-    assert torch.equal(child["state_dict"][waiting], parent["state_dict"][waiting])
+    frozen = "model.layers.1.rnn.weight_hh_l0"
+    assert torch.equal(child["state_dict"][frozen], parent["state_dict"][frozen])
     assert child["global_step"] == 1
-    wider = _config(
-        speech_shards, tmp_path, "wider", init_from=undisturbed.run, model=ModelConfig(num_layers=2, units=9)
-    )
-    with pytest.raises(ValueError, match="of another shape"):
-        train(wider)
+
+
+def test_initial_weights_that_can_not_be_loaded_are_rejected(
+    undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    half = tmp_path / "half.ckpt"
+    whole = RunFolder(undisturbed.run).checkpoint("best").read_bytes()
+    half.write_bytes(whole[: len(whole) // 2])
+    wider = ModelConfig(num_layers=2, units=9)
+    for changes, message in (
+        ({"init_from": undisturbed.run, "model": wider}, "has another architecture"),
+        ({"init_from": half}, r"half\.ckpt is damaged, or not a checkpoint"),
+        ({"init_from": speech_shards}, "is not a run: it has no config.yaml"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train(_config(speech_shards, tmp_path, "child", **changes))
+    assert not (tmp_path / "child").exists()
 
 
 @pytest.mark.parametrize("damage", ["half", "a byte", "missing"])
-def test_where_the_last_checkpoint_is_damaged_the_one_before_is_taken(
+def test_if_the_last_checkpoint_is_damaged_the_previous_one_is_used(
     damage: str, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     config = _config(speech_shards, tmp_path, "damaged")
-    with (
-        mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer: trainer.global_step >= 7),
-        pytest.raises(Interrupted),
-    ):
+    with _stop_after(7):
         train(config)
     last = RunFolder(tmp_path / "damaged").checkpoint("last")
     whole = last.read_bytes()
     if damage == "half":
         last.write_bytes(whole[: len(whole) // 2])
     elif damage == "a byte":
-        # In the middle of the weights, which no parser would miss.
-        place = whole.index(
-            _checkpoint(tmp_path / "damaged")["state_dict"]["model.layers.0.rnn.weight_hh_l0"].numpy().tobytes()
-        )
-        last.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        # In the middle of the weights, where no parser notices it.
+        weights = _checkpoint(tmp_path / "damaged")["state_dict"]["model.layers.0.rnn.weight_hh_l0"]
+        position = whole.index(weights.numpy().tobytes())
+        last.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
     else:
         last.unlink()
     assert train(config).best == undisturbed.best
-    said = capsys.readouterr()
-    assert "going on at step 6" in said.out
-    assert ("last.ckpt is no checkpoint, or damaged" in said.err) == (damage != "missing")
-    assert ("; the one before is taken" in said.err) == (damage != "missing")
+    printed = capsys.readouterr()
+    assert "resumes at step 6" in printed.out
+    assert ("last.ckpt is damaged" in printed.err) == (damage != "missing")
+    assert ("; the previous checkpoint is used" in printed.err) == (damage != "missing")
     _assert_same_run(tmp_path / "damaged", undisturbed.run)
 
 
-def test_with_no_whole_checkpoint_a_run_is_not_begun_anew_in_silence(speech_shards: Path, tmp_path: Path):
+def test_a_run_without_a_valid_checkpoint_does_not_start_over_silently(speech_shards: Path, tmp_path: Path):
     config = _config(speech_shards, tmp_path, "damaged", stop=StopConfig(steps=2))
-    with (
-        mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer: trainer.global_step >= 1),
-        pytest.raises(Interrupted),
-    ):
+    with _stop_after(1):
         train(config)
     RunFolder(tmp_path / "damaged").checkpoint("last").write_bytes(b"")
-    with pytest.raises(CommandError, match="No other is left: delete"):
+    with pytest.raises(CommandError, match=r"No valid checkpoint left; delete .*damaged to start over"):
         train(config)
 
 
-def test_a_damaged_checkpoint_is_named(undisturbed: TrainResult, speech_shards: Path, tmp_path: Path):
-    path = tmp_path / "half.ckpt"
-    whole = RunFolder(undisturbed.run).checkpoint("best").read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"half\.ckpt is no checkpoint, or damaged"):
-        train(_config(speech_shards, tmp_path, "x", init_from=path))
-
-
-def test_a_run_stops_when_nothing_gets_better_and_at_its_hour(speech_shards: Path, tmp_path: Path):
+def test_a_run_ends_without_improvement_and_after_its_hours(speech_shards: Path, tmp_path: Path):
     still = _config(
         speech_shards, tmp_path, "still", optim=OptimConfig(name="sgd", lr=1e-30), stop=StopConfig(patience=2)
     )
@@ -330,38 +349,97 @@ def test_a_run_stops_when_nothing_gets_better_and_at_its_hour(speech_shards: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stop": StopConfig()}, "nothing says when to stop"),
-        ({"name": "a/b"}, "can't be a folder's name"),
+        ({"stop": StopConfig()}, "the training has no end"),
+        ({"name": "a/b"}, "can't be the name of a folder"),
         ({"unfreezing": (Stage((3,)),)}, "model.num_layers=2"),
         ({"optim": OptimConfig(schedule="cosine"), "stop": StopConfig(hours=1)}, "cosine needs an end"),
     ],
 )
-def test_settings_that_can_not_be_are_refused_before_any_work(
+def test_settings_that_contradict_each_other_are_rejected(
     changes: dict[str, Any], message: str, speech_shards: Path, tmp_path: Path
 ):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(_config(speech_shards, tmp_path, "bad"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compute": ComputeConfig(accelerator="gpu")}, r"compute\.accelerator=gpu: PyTorch finds no GPU"),
+        ({"compute": ComputeConfig(accelerator="tpuu")}, "compute: .*tpuu"),  # type: ignore[arg-type]
+        ({"compute": ComputeConfig(precision="fp16")}, "compute: Precision 'fp16' is invalid"),  # type: ignore[arg-type]
+        ({"compute": ComputeConfig(accelerator="cpu", precision="16-mixed")}, r"precision=16-mixed needs a GPU"),
+        ({"optim": OptimConfig(warmup_steps=20)}, r"optim\.warmup_steps=20: the training has only 20 steps"),
+        ({"data": DataConfig(Path("nowhere"))}, "nowhere"),
+    ],
+)
+def test_what_this_machine_can_not_train_is_rejected_before_the_run_folder_exists(
+    changes: dict[str, Any], message: str, speech_shards: Path, tmp_path: Path
+):
+    config = _config(speech_shards, tmp_path, "rejected", stop=StopConfig(epochs=5))
+    with (
+        mock.patch("torch.cuda.is_available", return_value=False),
+        mock.patch("torch.cuda.device_count", return_value=0),
+        pytest.raises((ValueError, FileNotFoundError), match=message),
+    ):
+        train(dataclasses.replace(config, **changes))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_default_name_is_the_recipe_and_the_day_or_the_job(speech_shards: Path, tmp_path: Path):
-    config = dataclasses.replace(_config(speech_shards, tmp_path, "x"), name=None, recipe="babble")
+def test_without_a_bfloat16_lstm_mixed_precision_is_rejected(speech_shards: Path, tmp_path: Path):
+    config = _config(
+        speech_shards, tmp_path, "rejected", compute=ComputeConfig(accelerator="cpu", precision="bf16-mixed")
+    )
+    with (
+        mock.patch("babble.training.trainer.can_train_in_bfloat16", return_value=False),
+        pytest.raises(ValueError, match="this CPU can't compute an LSTM in bfloat16"),
+    ):
+        train(config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_longer_than_every_validation_recording_are_shortened(
+    speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    samples = SamplesConfig(prompts=1, prompt_frames=5000, frames=20)
+    result = train(_config(speech_shards, tmp_path, "short", samples=samples, stop=StopConfig(steps=1)))
+    assert "samples.prompt_frames=5000: all validation recordings are shorter" in capsys.readouterr().out
+    (statistics,) = json.loads((result.run / "samples" / "epoch-0001" / "statistics.json").read_text())
+    assert statistics["change_levels"] is not None
+
+
+def test_the_default_name_is_recipe_and_date_or_job(speech_shards: Path, tmp_path: Path):
+    config = dataclasses.replace(_config(speech_shards, tmp_path, "x"), recipe="babble")
     with mock.patch.dict(os.environ):
         for variable in [name for name in os.environ if name.startswith("SLURM_")]:
             del os.environ[variable]
-        assert config.run_name == f"babble-{time.strftime('%Y-%m-%d')}"
+        assert dataclasses.replace(config, name=None).name == f"babble-{time.strftime('%Y-%m-%d')}"
         os.environ["SLURM_JOB_ID"] = "65"
-        assert config.run_name == "babble-65"
+        assert dataclasses.replace(config, name=None).name == "babble-65"
         os.environ.update(SLURM_ARRAY_JOB_ID="60", SLURM_ARRAY_TASK_ID="2")
-        assert config.run_name == "babble-60_2"
+        assert dataclasses.replace(config, name=None).name == "babble-60_2"
+
+
+def test_the_default_name_does_not_change_at_midnight(speech_shards: Path, tmp_path: Path):
+    with mock.patch.object(config_module, "job_id", return_value=None):
+        config = dataclasses.replace(_config(speech_shards, tmp_path, "x"), name=None)
+        before = config.run.path
+        with mock.patch.object(config_module, "date") as tomorrow:
+            tomorrow.today.return_value.isoformat.return_value = "2999-12-31"
+            assert config.run.path == before
+
+
+def test_relative_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    stop = StopConfig(steps=1)
+    config = TrainConfig(name="x", data=DataConfig(Path("shards/tale")), init_from=Path("runs/parent"), stop=stop)
+    assert config.data.shards == tmp_path / "shards" / "tale"
+    assert config.init_from == tmp_path / "runs" / "parent"
 
 
 def test_a_resumed_run_is_the_same_wandb_run(speech_shards: Path, tmp_path: Path):
     config = _config(speech_shards, tmp_path, "logged", wandb=WandbConfig(mode="offline"))
-    with (
-        mock.patch.object(Checkpoints, "_is_asked", lambda self, trainer: trainer.global_step >= 3),
-        pytest.raises(Interrupted),
-    ):
+    with _stop_after(3):
         train(config)
     train(config)
     name = (tmp_path / "logged" / "wandb_id").read_text()
@@ -372,5 +450,5 @@ def test_a_resumed_run_is_the_same_wandb_run(speech_shards: Path, tmp_path: Path
 
 def test_a_report_that_fails_does_not_fail_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with mock.patch("babble.train.write_report", side_effect=KeyError("bug")):
-        _report(RunFolder(tmp_path))
+        _write_report(RunFolder(tmp_path))
     assert f"Try: python -m babble.report {tmp_path}" in capsys.readouterr().err

@@ -23,7 +23,8 @@ from babble.files import read_json_lines
 from babble.sweeps import tuner
 from babble.sweeps.folder import SweepFolder
 from babble.sweeps.ranking import TrialRow
-from babble.train import TrainConfig, train
+from babble.train import train
+from babble.training.config import TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
 from babble.tune import TuneConfig, report, tune
 

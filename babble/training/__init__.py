@@ -1,1 +1,1 @@
-"""What trains the network with Lightning."""
+"""Training with Lightning: module, callbacks, checkpoints, metrics, samples, W&B."""

@@ -1,4 +1,4 @@
-"""Metrics of a running training: metrics.jsonl, curves in W&B, speed, layers, and plain lines for a log."""
+"""Metrics of a running training: where they are written (loggers), and those beyond loss and error (callbacks)."""
 
 import json
 import resource
@@ -17,11 +17,10 @@ from torch.optim import Optimizer
 
 from babble.files import append_json_line, read_json_lines, write_bytes
 from babble.training.module import BabbleModule, is_logged
-from babble.training.unfreezing import Stage, stage_at, unfrozen_layers
+from babble.training.unfreezing import Stage, unfrozen_layers
 from babble.training.wandb_run import STEP, WandbRun
 
-LINE_SECONDS = 30.0
-# What no two trainings have in common, though they learn the same.
+# Metrics of the machine: they differ between two trainings that are otherwise equal.
 OF_THE_MACHINE = (
     *("train/frames_per_second", "train/times_real_time"),
     *("train/peak_memory_gb", "train/peak_gpu_memory_gb"),
@@ -29,7 +28,7 @@ OF_THE_MACHINE = (
 
 
 class MetricsFile(Logger):
-    """Append each set of metrics to metrics.jsonl, one JSON object per row: step, epoch, metric names.
+    """Appends each set of metrics to metrics.jsonl, one JSON object per row: step, epoch, metric names.
 
     Args:
         path: the file; NaN and infinities are written as Python's json does.
@@ -76,12 +75,12 @@ class MetricsFile(Logger):
         append_json_line(self.path, {"step": step, **metrics})
 
 
-class Curves(Logger):
-    """Draws the figures in W&B, held-out ones with the baselines as lines beside them.
+class WandbMetrics(Logger):
+    """Sends each set of metrics to W&B; validation metrics together with the baselines, which become lines.
 
     Args:
         wandb: the open run.
-        lines: what `baseline_lines` gave.
+        lines: value of each baseline, see `baseline_lines`.
     """
 
     def __init__(self, wandb: WandbRun, lines: dict[str, float]) -> None:
@@ -92,43 +91,47 @@ class Curves(Logger):
     @property
     def name(self) -> str:
         """The logger's name."""
-        return "curves"
+        return "wandb"
 
     @property
     def version(self) -> str:
-        """There is one version: the run."""
+        """The version within the run: there is only one."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run was opened with all settings."""
+        """Send nothing: the run was opened with all settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a point to each figure's curve."""
-        is_held_out = any(name.startswith("val/") for name in metrics)
-        self.wandb.log({**metrics, **(self.lines if is_held_out else {}), STEP: step})
+        """Add a point to the curve of each metric."""
+        is_validation = any(name.startswith("val/") for name in metrics)
+        self.wandb.log({**metrics, **(self.lines if is_validation else {}), STEP: step})
 
 
-class Speed(pl.Callback):
-    """Logs how fast all processes together train, over the steps since it last did, and the first one's peak memory."""
+class ThroughputLogger(pl.Callback):
+    """Logs frames per second of all processes together since the last row, and the peak memory of the first process.
+
+    Args:
+        every_steps: optimizer steps between two rows.
+    """
 
     def __init__(self, every_steps: int) -> None:
         self.every_steps = every_steps
         self.frames, self.since = 0, time.monotonic()
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """Start anew: what lies between two epochs is not training."""
+        """Start over: the time between two epochs is not training."""
         self.frames, self.since = 0, time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count, and log where the other figures are."""
+        """Count frames; log."""
         self.frames += batch.frames.shape[0] * (batch.frames.shape[1] - 1) * trainer.world_size
         if trainer.global_step % self.every_steps == 0:
             now = time.monotonic()
-            speed = self.frames / (now - self.since)
-            pl_module.log("train/frames_per_second", speed)
-            pl_module.log("train/times_real_time", speed / pl_module.mode.frames_per_second)
+            frames_per_second = self.frames / (now - self.since)
+            pl_module.log("train/frames_per_second", frames_per_second)
+            pl_module.log("train/times_real_time", frames_per_second / pl_module.mode.frames_per_second)
             # macOS counts bytes, Linux kilobytes.
             unit = 1 if sys.platform == "darwin" else 1024
             pl_module.log("train/peak_memory_gb", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)
@@ -137,10 +140,10 @@ class Speed(pl.Callback):
             self.frames, self.since = 0, now
 
 
-class LayerFigures(pl.Callback):
-    """Logs, by layer, how large gradients (before clipping) and weights are, and whether it learns.
+class LayerLogger(pl.Callback):
+    """Logs the norm of gradients (before clipping) and weights of each layer, and whether it is unfrozen.
 
-    Where Unfreezing comes first, a layer that waits has a gradient of 0.
+    It must come after `Unfreezing`, so that the gradient norm of frozen layers is 0.
     """
 
     def __init__(self, stages: tuple[Stage, ...]) -> None:
@@ -149,7 +152,7 @@ class LayerFigures(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Log where the other figures are."""
+        """Log the step's norms."""
         if not is_logged(trainer):
             return
         assert isinstance(pl_module, BabbleModule)
@@ -162,58 +165,6 @@ class LayerFigures(pl.Callback):
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             pl_module.log(f"gradient_norm/{name}", get_total_norm(gradients))
             pl_module.log(f"weight_norm/{name}", get_total_norm([weight.detach() for weight in weights]))
-        learning = unfrozen_layers(trainer.current_epoch, self.stages, len(layers))
+        unfrozen = unfrozen_layers(trainer.current_epoch, self.stages, len(layers))
         for number, name in enumerate(layers, 1):
-            pl_module.log(f"unfrozen/{name}", float(number in learning))
-
-
-class PlainLines(pl.Callback):
-    """Says where the training is in plain lines, for a log file: at every validation, and every half a minute.
-
-    Args:
-        stages: of the unfreezing.
-        epochs: that the training ends after, or None.
-        steps: that the training ends after, for the time left; None where only time tells.
-    """
-
-    def __init__(self, stages: tuple[Stage, ...], epochs: int | None, steps: int | None) -> None:
-        self.stages = stages
-        self.epochs = epochs
-        self.steps = steps
-        self.said_at = 0.0
-        self.started: tuple[float, int] | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Remember where this start began, for the time left."""
-        self.started = time.monotonic(), trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Say so if it is half a minute since."""
-        if time.monotonic() - self.said_at > LINE_SECONDS:
-            self._say(trainer, ["train/loss", "train/frames_per_second"])
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Say how the held-out speech fared."""
-        self._say(trainer, ["train/loss", pl_module.monitor])
-
-    def _say(self, trainer: pl.Trainer, names: list[str]) -> None:
-        if not trainer.is_global_zero:
-            return
-        self.said_at = time.monotonic()
-        figures = [
-            f"{name} {float(trainer.callback_metrics[name]):,.4g}" for name in names if name in trainer.callback_metrics
-        ]
-        stage = f", stage {stage_at(trainer.current_epoch, self.stages)}" if self.stages else ""
-        epochs = f"/{self.epochs}" if self.epochs else ""
-        left = self._minutes_left(trainer)
-        print(
-            f"epoch {trainer.current_epoch + 1}{epochs}{stage}, step {trainer.global_step}: {', '.join(figures)}"
-            + (f", {left:.1f} min left" if left is not None else ""),
-            flush=True,
-        )
-
-    def _minutes_left(self, trainer: pl.Trainer) -> float | None:
-        if self.started is None or self.steps is None or trainer.global_step <= self.started[1]:
-            return None
-        seconds = (time.monotonic() - self.started[0]) / (trainer.global_step - self.started[1])
-        return seconds * (self.steps - trainer.global_step) / 60
+            pl_module.log(f"unfrozen/{name}", float(number in unfrozen))

@@ -1,8 +1,8 @@
-"""The LightningModule: joins model, cost and optimizer, and does nothing else."""
+"""The LightningModule: joins model, loss and optimizer."""
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -16,57 +16,58 @@ from babble.model.babbler import Babbler, ModelConfig
 from babble.model.cells import State
 from babble.model.likelihood import name_losses, sum_losses
 
-SCHEDULES = ("constant", "cosine")
-# The guesses of an autoregressive head are made field by field: of all windows they would take as long as the loss.
+# Predictions of the autoregressive head are made field by field: for all windows they would take as long as the loss.
 PREDICTED_WINDOWS = 4
-# What each frame further ahead counts beside the next one.
+# Weight of the loss of each frame further ahead, relative to the next frame's.
 AHEAD_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """How the weights are moved.
+    """Optimizer settings.
 
     Attributes:
-        name: "nadam" (2017), "adamw", "rmsprop" or "sgd", each with PyTorch's defaults but for what is set here.
-        lr: learning rate; None takes the optimizer's own default (nadam 0.002, adamw 0.001, rmsprop and sgd 0.01 and
-            0.001).
-        clip_norm: gradients are scaled down to this norm; None leaves them.
-        schedule: "constant", or "cosine": falling to nothing at `schedule_steps`.
-        warmup_steps: steps in which the learning rate rises from nothing.
-        schedule_steps: where the cosine ends; None takes the training's last step, if epochs or steps say which.
-        loss_steps: "all" learns from every step of a window; "last" only from its last, as 2017 did.
-        input_noise: share of the levels heard in training that are replaced by those of other frames, each field by
-            itself, against drift when the network hears itself.
-        ema_decay: also average the weights over the steps, each step's average keeping this share of the one before
-            (0.999 or so); what is validated, heard and kept is the average. None for no average.
+        name: Optimizer, with PyTorch's defaults except for the settings here. nadam was used in 2017.
+        lr: Learning rate; if omitted, the optimizer's own default (nadam 0.002, adamw 0.001, rmsprop 0.01, sgd 0.001).
+        clip_norm: Maximum norm of the gradients; null for no clipping.
+        schedule: Learning rate after the warm-up. cosine: falls to zero at `schedule_steps`.
+        warmup_steps: Steps in which the learning rate rises linearly to `lr`.
+        schedule_steps: Step at which the cosine reaches zero; if omitted, the last step of the training.
+        loss_steps: Steps of a window that the loss includes. last: only the last one, as in 2017.
+        input_noise: Share of the input levels that are replaced in training by levels of the same field from random
+            other frames; makes free running more stable.
+        ema_decay: Decay of an exponential moving average of the weights, e.g. 0.999. Validation, samples and
+            checkpoints use the average. Null for none.
     """
 
-    name: str = "nadam"
+    name: Literal["nadam", "adamw", "rmsprop", "sgd"] = "nadam"
     lr: float | None = None
     clip_norm: float | None = 1.0
-    schedule: str = "constant"
+    schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     schedule_steps: int | None = None
-    loss_steps: str = "all"
+    loss_steps: Literal["all", "last"] = "all"
     input_noise: float = 0.0
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse unknown names and settings that nothing would obey."""
-        choices = {"name": tuple(_OPTIMIZERS), "schedule": SCHEDULES, "loss_steps": ("all", "last")}
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"optim.{key}={getattr(self, key)!r} is none of {', '.join(allowed)}.")
-        if self.schedule == "constant" and self.schedule_steps is not None:
-            raise ValueError("optim.schedule_steps has no effect while optim.schedule=constant.")
+        """Validate the numbers; reject settings without effect."""
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim.warmup_steps={self.warmup_steps}: must be at least 0.")
+        if self.schedule_steps is not None:
+            if self.schedule == "constant":
+                raise ValueError("optim.schedule_steps has no effect with optim.schedule=constant.")
+            if self.schedule_steps <= self.warmup_steps:
+                raise ValueError(
+                    f"optim.schedule_steps={self.schedule_steps}: must be above optim.warmup_steps={self.warmup_steps}."
+                )
         for key in ("lr", "clip_norm"):
             if getattr(self, key) is not None and getattr(self, key) <= 0:
-                raise ValueError(f"optim.{key}={getattr(self, key)}: above 0 is needed.")
+                raise ValueError(f"optim.{key}={getattr(self, key)}: must be above 0.")
         for key in ("input_noise", "ema_decay"):
             value = getattr(self, key)
             if value is not None and not 0 <= value < 1:
-                raise ValueError(f"optim.{key}={value}: 0 or more and below 1 is needed.")
+                raise ValueError(f"optim.{key}={value}: must be at least 0 and below 1.")
 
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -78,17 +79,17 @@ _OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 
 def is_logged(trainer: pl.Trainer) -> bool:
-    """Return whether the step at hand is one whose figures are written: what only they need is made then alone."""
+    """Return whether the metrics of the current step are logged; some are computed only then."""
     return (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 def lr_factor(step: int, config: OptimConfig, total_steps: int | None) -> float:
-    """Return what the learning rate is multiplied with at a step counted from 0.
+    """Return the factor of the learning rate at a step, counted from 0.
 
     Args:
         step: optimizer steps done.
         config: schedule and warm-up.
-        total_steps: where a cosine reaches nothing; needed by "cosine" alone.
+        total_steps: where a cosine reaches zero; not needed for a constant schedule.
     """
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     if config.schedule == "constant":
@@ -101,55 +102,61 @@ def lr_factor(step: int, config: OptimConfig, total_steps: int | None) -> float:
 class BabbleModule(pl.LightningModule):
     """Trains a Babbler.
 
-    Logs `train/loss` in levels or bits a field; at validation `val/error_levels` and `val/error/GROUP`, and, where the
-    head has a likelihood, `val/bits_per_frame` and `val/bits/GROUP`: over whole held-out recordings, state carried
-    from each one's first frame, every frame but that first one counted. The same of batches, as `train/...`, where a
-    row of figures is written.
+    Logs `train/loss`, in bits per field or in levels. At validation, over whole recordings with the state carried from
+    the first frame on: `val/error_levels` and `val/error/GROUP`, and for heads with a likelihood `val/bits_per_frame`
+    and `val/bits/GROUP`. The same of the training batch as `train/...`, and `train/lr`, every `log_every_n_steps`.
+
+    Args:
+        model: network architecture.
+        mode: Codec 2 mode of the frames.
+        optim: optimizer settings.
+        total_steps: last step of the training, where a cosine schedule ends; None if unknown.
     """
 
     def __init__(self, model: ModelConfig, mode: Mode, optim: OptimConfig, total_steps: int | None = None) -> None:
         super().__init__()
-        # Plain values only: torch loads checkpoints with weights_only. It is what `load_model` builds from.
+        # Only plain values: torch loads checkpoints with weights_only. `build_model` reads them.
         self.save_hyperparameters({"model": asdict(model), "mode": mode.name})
         self.model = Babbler(model, mode)
         self.mode = mode
         self.optim = optim
         self.total_steps = optim.schedule_steps or total_steps
-        # The streams' state after the last batch, and the held-out costs so far. No buffers: neither is a weight.
+        # The recurrent state after the last batch, and the sums of this validation. Not buffers: they are not weights.
         self.carried: list[State] | None = None
         self.loss_sums = torch.empty(0)
 
     @property
     def monitor(self) -> str:
-        """The name of the figure that says which checkpoint is best."""
+        """The name of the metric that chooses the best checkpoint; lower is better."""
         return "val/bits_per_frame" if self.model.head.has_likelihood else "val/error_levels"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean cost a field of one batch of windows, or of one piece of every stream."""
+        """Return the mean loss per field of a batch of windows, or of one chunk of every stream."""
         frames_BTF = batch.frames.long()
-        heard_BTF = replace_levels(frames_BTF[:, :-1], self.optim.input_noise)
-        hidden_BTH, after = self.model(heard_BTF, self._state_before(batch.starts))
+        inputs_BTF = replace_levels(frames_BTF[:, :-1], self.optim.input_noise)
+        hidden_BTH, after = self.model(inputs_BTF, self._state_before(batch.starts))
         self.carried = [tuple(tensor.detach() for tensor in layer) for layer in after]
         targets_BTF = frames_BTF[:, 1:]
         if self.optim.loss_steps == "last":
             hidden_BTH, targets_BTF = hidden_BTH[:, -1:], targets_BTF[:, -1:]
         loss_BTF = self.model.head.loss(hidden_BTH, targets_BTF)
         loss = loss_BTF.mean()
-        # Of all processes: the loss curve does not depend on their number.
+        # Over all processes, so that the loss curve does not depend on their number.
         self.log("train/loss", loss, sync_dist=True)
         for further, head in enumerate(self.model.heads_ahead, 1):
-            cost = head.loss(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()
-            self.log(f"train/loss_ahead_{further + 1}", cost, sync_dist=True)
-            loss = loss + AHEAD_WEIGHT * cost
+            loss_ahead = head.loss(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()
+            self.log(f"train/loss_ahead_{further + 1}", loss_ahead, sync_dist=True)
+            loss = loss + AHEAD_WEIGHT * loss_ahead
         if is_logged(self.trainer):
-            self._log_losses(hidden_BTH, targets_BTF, loss_BTF)
+            self._log_batch(hidden_BTH, targets_BTF, loss_BTF)
         return loss
 
     @torch.no_grad()
-    def _log_losses(self, hidden_BTH: Tensor, targets_BTF: Tensor, loss_BTF: Tensor) -> None:
-        """Log what the batch costs in total and by group, of all processes; the error of its first windows alone."""
+    def _log_batch(self, hidden_BTH: Tensor, targets_BTF: Tensor, loss_BTF: Tensor) -> None:
+        """Log learning rate, and losses in total and by group over all processes; the error only of a few windows."""
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         head, few = self.model.head, slice(PREDICTED_WINDOWS)
-        # Of weights that run away the validation tells.
+        # If the training diverges, the next validation reports it.
         with np.errstate(all="ignore"):
             error_F = (head.predict(hidden_BTH[few]) - targets_BTF[few]).abs().mean(dim=(0, 1))
         bits_F = loss_BTF.mean(dim=(0, 1)) if head.has_likelihood else torch.zeros_like(error_F)
@@ -159,7 +166,7 @@ class BabbleModule(pl.LightningModule):
             self.log(f"train/{name}", value)
 
     def _state_before(self, starts_B: Tensor) -> list[State] | None:
-        """Return the state that a batch goes on from: the last batch's, afresh where the batch says so."""
+        """Return the recurrent state before a batch: the one after the last batch, except for rows that start anew."""
         if self.carried is None or bool(starts_B.all()):
             return None
         fresh = self.model.initial_state(len(starts_B))
@@ -169,25 +176,25 @@ class BabbleModule(pl.LightningModule):
         ]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the layers that are left out, without which the weights say something else."""
+        """Add the bypassed layers: without them, the same weights are another network."""
         checkpoint["bypassed_layers"] = sorted(self.model.bypassed)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last validation's sums."""
+        """Reset the sums."""
         self.loss_sums = torch.zeros(3, self.mode.num_fields, dtype=torch.float64, device=self.device)
 
     def validation_step(self, recording_BTF: Tensor, batch_idx: int) -> None:
-        """Add one whole recording (1, T, F) to the sums, state carried through it."""
+        """Add one whole recording (1, T, F) to the sums, with the state carried through it."""
         self.loss_sums += sum_losses(self.model, recording_BTF.long())
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of all ranks together."""
+        """Log the metrics of all ranks together."""
         sums = cast(Tensor, self.trainer.strategy.reduce(self.loss_sums, reduce_op="sum"))
         for name, value in name_losses(sums, self.model, self.mode).items():
             self.log(f"val/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer, and the schedule as a function of the step alone."""
+        """Return the optimizer, and the schedule as a function of the step."""
         arguments: dict[str, Any] = {} if self.optim.lr is None else {"lr": self.optim.lr}
         optimizer = _OPTIMIZERS[self.optim.name](self.model.parameters(), **arguments)
         if self.optim.schedule == "constant" and not self.optim.warmup_steps:
@@ -199,7 +206,7 @@ class BabbleModule(pl.LightningModule):
 
 
 def replace_levels(frames_BTF: Tensor, share: float) -> Tensor:
-    """Return frames in which this share of the levels are those of random other frames of the batch, same field."""
+    """Return frames with this share of the levels replaced by the same field's level in a random frame of the batch."""
     if not share:
         return frames_BTF
     flat_NF = frames_BTF.flatten(0, 1)

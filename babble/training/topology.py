@@ -1,7 +1,7 @@
-"""Where a training process stands: alone, one of several on a machine, or a task of Slurm's `srun`.
+"""How many processes train together: one, several on this machine, or the tasks of Slurm's `srun`.
 
-Slurm's own variables are read here alone. In the batch script itself they are set too, but only `srun` starts the
-other processes, so only its tasks are taken for ranks.
+Only this module reads Slurm's variables. They are also set in the batch script itself, but other processes are started
+only by `srun`, so only its tasks are taken as ranks.
 """
 
 import os
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topology:
-    """How many processes train together, and who starts them.
+    """Number of processes, and who starts them.
 
     Attributes:
-        nodes: machines.
-        devices: processes on each of them.
-        is_started_by_srun: whether Slurm started all of them; else the first process starts the others.
+        nodes: number of nodes.
+        devices: processes per node.
+        is_started_by_srun: whether Slurm starts all processes; if not, the first process starts the others.
     """
 
     nodes: int
@@ -24,7 +24,7 @@ class Topology:
 
     @property
     def world_size(self) -> int:
-        """All processes together, the world size."""
+        """Number of processes on all nodes."""
         return self.nodes * self.devices
 
 
@@ -32,25 +32,25 @@ def find_topology(devices: int | None, nodes: int | None) -> Topology:
     """Return how many processes train together.
 
     Args:
-        devices: processes a node, as a user sets it; None for as many as Slurm has started there, else 1.
-        nodes: machines, likewise.
+        devices: processes per node, as set by the user; None for the number that Slurm started, else 1.
+        nodes: number of nodes, likewise.
 
     Raises:
-        ValueError: the user asks for other numbers than Slurm has started; or for several nodes without Slurm.
+        ValueError: Slurm started other numbers than the user set; or several nodes without Slurm.
     """
-    tasks, steps_nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
+    tasks, step_nodes = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
     if tasks == 1:
         if nodes not in (None, 1):
             raise ValueError(
-                f"compute.nodes={nodes}: only Slurm starts processes on several nodes: sbatch --nodes={nodes} "
+                f"compute.nodes={nodes}: only Slurm can start processes on several nodes. Use sbatch --nodes={nodes} "
                 "slurm/train.sh."
             )
         return Topology(1, devices or 1, is_started_by_srun=False)
-    topology = Topology(steps_nodes, tasks // steps_nodes, is_started_by_srun=True)
+    topology = Topology(step_nodes, tasks // step_nodes, is_started_by_srun=True)
     if topology.world_size != tasks:
         raise ValueError(
-            f"Slurm has started {tasks} tasks on {steps_nodes} nodes: every node has to have as many as any other. Say "
-            "how many with --ntasks-per-node."
+            f"Slurm started {tasks} tasks on {step_nodes} nodes, but every node needs the same number. Set it with "
+            "--ntasks-per-node."
         )
     for key, wanted, found, flag in (
         ("devices", devices, topology.devices, "--ntasks-per-node"),
@@ -58,14 +58,14 @@ def find_topology(devices: int | None, nodes: int | None) -> Topology:
     ):
         if wanted not in (None, found):
             raise ValueError(
-                f"compute.{key}={wanted}, but Slurm has started {found}: give sbatch {flag}={wanted}, or train with "
+                f"compute.{key}={wanted}, but Slurm started {found}: give sbatch {flag}={wanted}, or train with "
                 f"--compute.{key} {found}."
             )
     return topology
 
 
 def job_id() -> str | None:
-    """Return the id of the Slurm job that this runs in, the same over requeues: 17, in an array 17_3; None outside."""
+    """Return the id of this Slurm job, the same over requeues: 17, in an array 17_3; None outside Slurm."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{job}_{task}" if job and task else job

@@ -1,11 +1,14 @@
-"""The W&B run of a training or a preprocessing: opened, fed, and given up without harm. No torch.
+"""The W&B run of a training or a preprocessing: opened, filled, and allowed to fail. No torch.
 
-1. `open_wandb` opens it: online where there is a key, else offline; and offline where the server does not answer.
-2. `WandbRun` takes figures, what was heard, and files. Whatever fails in W&B is told in one line, once, and from then
-   on nothing more is sent: metrics.jsonl and the rest of the folder have everything, and the work goes on.
-3. `close` lets W&B send what it holds, for a minute at most, and ends its process.
+    wandb = open_wandb(WandbConfig(), folder, "tale", settings, job_type="train")
+    if wandb: wandb.log({"train/loss": 1.0, STEP: 0})
 
-Figures are drawn over `trainer/global_step`, which a run that goes on, and the trials of a sweep, share.
+1. `open_wandb` opens it: online if there is an API key, else offline; also offline if the server does not answer.
+2. `WandbRun` logs metrics, samples and files. If W&B fails, one line is printed once and nothing more is sent:
+   metrics.jsonl and the rest of the run folder are complete without W&B, and the work continues.
+3. `close` gives W&B up to a minute to send what it holds, and ends its process.
+
+Curves are plotted over `trainer/global_step`, which a resumed run and the trials of a sweep share.
 """
 
 import contextlib
@@ -15,7 +18,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -23,57 +27,62 @@ from babble.codec.frames import SAMPLE_RATE_HZ
 
 STEP = "trainer/global_step"
 SAMPLES = "samples/samples"
-# W&B's own patience is a minute and a half at the start, and for ever at the end.
+DEFAULT_SERVER = "https://api.wandb.ai"
+# By default W&B waits a minute and a half at the start, and forever at the end.
 OPEN_SECONDS = 20.0
 CLOSE_SECONDS = 60.0
+
+Mode = Literal["online", "offline", "off"]
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Where dashboards are.
+    """W&B settings.
 
     Attributes:
-        mode: "auto" is what WANDB_MODE says, else online where there is a key for W&B and offline where there is none;
-            "online", "offline", "off".
-        project: the W&B project.
-        entity: the W&B team or user; None for the key's own.
-        group: runs of one group are shown together; by default those of one recipe, or of one sweep.
+        mode: auto: the value of WANDB_MODE, else online if there is an API key for the server, else offline.
+        project: W&B project.
+        entity: W&B team or user; that of the API key if omitted.
+        group: Name under which W&B groups runs; recipe or sweep if omitted.
     """
 
-    mode: str = "auto"
+    mode: Literal["auto", "online", "offline", "off"] = "auto"
     project: str = "babble"
     entity: str | None = None
     group: str | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse unknown modes."""
-        if self.mode not in ("auto", "online", "offline", "off"):
-            raise ValueError(f"wandb.mode={self.mode!r} is none of auto, online, offline, off.")
-
-    @property
-    def is_online(self) -> bool:
-        """Whether the server is to be asked."""
-        if self.mode == "auto":
-            return (os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")) == "online"
-        return self.mode == "online"
+    def find_mode(self) -> Mode:
+        """Return how to log: "auto" resolved by WANDB_MODE, then by whether there is an API key."""
+        if self.mode != "auto":
+            return self.mode
+        wanted = os.environ.get("WANDB_MODE")
+        if wanted == "disabled":
+            return "off"
+        if wanted:
+            return "online" if wanted == "online" else "offline"
+        return "online" if has_wandb_key() else "offline"
 
 
 def has_wandb_key() -> bool:
-    """Return whether this machine has a key for W&B."""
+    """Return whether this machine has an API key for the W&B server: in WANDB_API_KEY, or for its host in netrc.
+
+    WANDB_BASE_URL names a self-hosted server.
+    """
     if os.environ.get("WANDB_API_KEY"):
         return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER).netloc
     try:
-        return bool(netrc.netrc().hosts.keys() & {"api.wandb.ai"})
+        return bool(netrc.netrc(os.environ.get("NETRC")).authenticators(host))
     except (OSError, netrc.NetrcParseError):
         return False
 
 
 class WandbRun:
-    """A run of W&B that can fail without harm.
+    """A run of W&B whose failures are harmless.
 
     Args:
-        run: W&B's own.
-        is_online: whether what is logged goes to the server now.
+        run: W&B's own object.
+        is_online: whether data is sent to the server at once.
     """
 
     def __init__(self, run: Any, is_online: bool) -> None:
@@ -82,43 +91,50 @@ class WandbRun:
         self._run = run
         self._samples: Any = None
 
-    def log(self, figures: Mapping[str, Any]) -> None:
-        """Add a point to the curves named: numbers, or W&B's own media."""
-        self._attempt(lambda: self._run.log(dict(figures)))
+    @property
+    def url(self) -> str | None:
+        """The run's page; None offline."""
+        urls: list[str | None] = [None]
+        self._attempt(lambda: urls.append(self._run.url))
+        return urls[-1]
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Add a point to the curves with these names: numbers, or W&B's own media."""
+        self._attempt(lambda: self._run.log(dict(metrics)))
 
     def log_samples(
         self,
         name: str,
         step: int,
         folder: Path,
-        measures: Sequence[Mapping[str, float | None]],
+        statistics: Sequence[Mapping[str, float | None]],
         real: Sequence[Mapping[str, float | None]],
     ) -> None:
-        """Show what was heard: each clip and its plot, the progression plot, and a row a clip in the sample table.
+        """Log samples: each clip and its plot, the progression plot, and one row per clip in the table of samples.
 
         Args:
             name: "real", or the epoch as in "epoch-0060".
-            step: of the training.
-            folder: what `SampleWriter` has kept.
-            measures: of each clip how it sounds, by name.
-            real: the same of the real speech at these places.
+            step: optimizer step.
+            folder: what `SampleWriter` wrote.
+            statistics: speech statistics of each clip.
+            real: those of the recording at the same prompts.
         """
 
         def send() -> None:
             import wandb
 
-            where = "samples/real" if name == "real" else "samples"
-            media: dict[str, Any] = {f"{where}/progression": wandb.Image(str(folder / "progression.png"))}
+            prefix = "samples/real" if name == "real" else "samples"
+            media: dict[str, Any] = {f"{prefix}/progression": wandb.Image(str(folder / "progression.png"))}
             if self._samples is None:
-                columns: list[str | int] = ["heard", "prompt", "audio", "plot"]
-                columns += [title for measure in real[0] for title in (measure, f"{measure}, real")]
-                # Each samples adds its rows, and none is sent twice.
+                columns: list[str | int] = ["source", "prompt", "audio", "plot"]
+                columns += [title for statistic in real[0] for title in (statistic, f"{statistic}, real")]
+                # Only new rows are sent.
                 self._samples = wandb.Table(columns=columns, log_mode="INCREMENTAL")
-            for number, (ours, beside) in enumerate(zip(measures, real, strict=True), 1):
+            for number, (generated, reference) in enumerate(zip(statistics, real, strict=True), 1):
                 audio = wandb.Audio(str(folder / f"{number}.wav"), sample_rate=SAMPLE_RATE_HZ)
                 plot = wandb.Image(str(folder / f"{number}.png"))
-                media |= {f"{where}/{number}": audio, f"{where}/{number}_plot": plot}
-                pairs = [value for measure in beside for value in (ours[measure], beside[measure])]
+                media |= {f"{prefix}/{number}": audio, f"{prefix}/{number}_plot": plot}
+                pairs = [of.get(statistic) for statistic in real[0] for of in (generated, reference)]
                 self._samples.add_data(name, number, audio, plot, *pairs)
             self._run.log({**media, SAMPLES: self._samples, STEP: step})
 
@@ -126,32 +142,32 @@ class WandbRun:
 
     def log_corpus(
         self,
-        figures: Mapping[str, float],
+        metrics: Mapping[str, float],
         histograms: Mapping[str, np.ndarray],
         failures: Sequence[Mapping[str, str]],
     ) -> None:
-        """Show what a preprocessing has made.
+        """Log what a preprocessing made.
 
         Args:
-            figures: by name.
-            histograms: how often each level of a field occurs, int64 (V,), by name.
-            failures: the recordings that can't be used, each with "name" and "cause".
+            metrics: by name.
+            histograms: number of occurrences of each level of a field, int64 (V,), by name.
+            failures: unusable recordings, each with "name" and "cause".
         """
 
         def send() -> None:
             import wandb
 
             table = wandb.Table(columns=["recording", "cause"], data=[[f["name"], f["cause"]] for f in failures])
-            drawn = {
+            plots = {
                 name: wandb.Histogram(np_histogram=(counts, np.arange(len(counts) + 1)))
                 for name, counts in histograms.items()
             }
-            self._run.log({**figures, **drawn, "corpus/failed": table})
+            self._run.log({**metrics, **plots, "corpus/failed": table})
 
         self._attempt(send)
 
     def log_file(self, path: Path, name: str, kind: str) -> None:
-        """Keep a file as an artifact: the file itself, not a copy, is what is sent."""
+        """Log a file as an artifact; the file itself is sent, not a copy."""
 
         def send() -> None:
             import wandb
@@ -162,15 +178,15 @@ class WandbRun:
 
         self._attempt(send)
 
-    def summarize(self, figures: Mapping[str, Any]) -> None:
-        """Set figures of the run as a whole."""
-        self._attempt(lambda: self._run.summary.update(dict(figures)))
+    def summarize(self, metrics: Mapping[str, Any]) -> None:
+        """Set metrics of the run as a whole."""
+        self._attempt(lambda: self._run.summary.update(dict(metrics)))
 
     def close(self, notes: str | None = None) -> None:
         """Let W&B send what it holds, and end its process.
 
         Args:
-            notes: of the run; None leaves those that it has.
+            notes: notes of the run; None keeps the present ones.
         """
         if notes is not None:
             self._attempt(lambda: setattr(self._run, "notes", notes))
@@ -181,32 +197,41 @@ class WandbRun:
             return
         try:
             work()
-        except Exception as error:  # Of whatever kind: a dashboard is no reason to end a training.
+        except Exception as error:  # Of any kind: a dashboard must not end a training.
             self.is_lost = True
-            _say(f"W&B has failed ({_first_line(error)}): its curves end here. The run folder has everything.")
+            _warn(f"W&B failed ({_first_line(error)}): its curves end here. The run folder has everything.")
             _give_up()
 
 
 def open_wandb(
-    config: WandbConfig, folder: Path, name: str, settings: Mapping[str, Any], **about: Any
+    config: WandbConfig,
+    folder: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    job_type: str,
+    notes: str | None = None,
+    tags: Sequence[str] = (),
 ) -> WandbRun | None:
-    """Return an open run, or None where W&B is off or fails, which is told in one line.
+    """Return an open run; None if W&B is off, or fails, which is reported in one line.
 
     Args:
-        config: where to.
-        folder: holds W&B's own folder, and the run's id, so that work that goes on is the same run.
-        name: the run's.
-        settings: every one, nested.
-        about: more of what `wandb.init` takes.
+        config: W&B settings.
+        folder: gets W&B's own folder, and a file with the run's id, so that resumed work is the same W&B run.
+        name: of the run.
+        settings: all settings, nested.
+        job_type: "train" or "preprocess".
+        notes: of the run.
+        tags: by which runs can be filtered.
     """
-    if config.mode == "off":
+    mode = config.find_mode()
+    if mode == "off":
         return None
-    # Copies of what tables hold would otherwise lie in the home folder, and stay behind.
+    # By default, copies of the files in tables would be left in the home folder.
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
     id_file = folder / "wandb_id"
     if not id_file.is_file():
         id_file.write_text(os.urandom(4).hex())
-    options = about | {
+    options: dict[str, Any] = {
         "dir": folder,
         "name": name,
         "id": id_file.read_text(),
@@ -215,39 +240,54 @@ def open_wandb(
         "entity": config.entity,
         "group": config.group,
         "config": settings,
+        "job_type": job_type,
+        "notes": notes,
+        "tags": list(tags),
     }
     try:
-        import wandb
-
-        quiet: dict[str, Any] = {"silent": True, "console": "off"}
-        patient = quiet | {"init_timeout": OPEN_SECONDS, "finish_timeout": CLOSE_SECONDS, "finish_timeout_raises": True}
-        run, is_online = None, config.is_online
-        if is_online:
-            try:
-                run = wandb.init(**options, mode="online", settings=wandb.Settings(**patient))
-            except wandb.Error as error:
-                is_online = False
-                offline = folder / "wandb" / "offline-run-*"
-                _say(f"W&B can't be used ({_first_line(error)}): logging offline. For later: wandb sync {offline}")
-                _give_up()
-        run = run or wandb.init(**options, mode="offline", settings=wandb.Settings(**quiet))
+        run, is_online = _init(options, mode)
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
     except Exception as error:  # As above.
-        _say(f"W&B has failed ({_first_line(error)}): going on without it. The run folder has everything.")
+        _warn(f"W&B failed ({_first_line(error)}): continuing without it. The run folder has everything.")
         return None
     return WandbRun(run, is_online)
 
 
+def _init(options: dict[str, Any], mode: Mode) -> tuple[Any, bool]:
+    """Return W&B's own object, and whether it is online; offline if the server can't be reached."""
+    import wandb
+
+    # W&B itself prints nothing; what babble prints goes to its Logs tab too.
+    quiet: dict[str, Any] = {"silent": True, "console": "wrap"}
+    if mode == "online":
+        limits = {"init_timeout": OPEN_SECONDS, "finish_timeout": CLOSE_SECONDS, "finish_timeout_raises": True}
+        try:
+            return wandb.init(**options, mode="online", settings=wandb.Settings(**quiet | limits)), True
+        except wandb.Error as error:
+            _warn(f"W&B can't be reached ({_first_line(error)}): logging offline.")
+            _give_up()
+    return wandb.init(**options, mode="offline", settings=wandb.Settings(**quiet)), False
+
+
+def describe_wandb(wandb: WandbRun | None, folder: Path) -> str:
+    """Return where a run is logged, for its start table: online with the URL, offline, or off."""
+    if wandb is None:
+        return "off"
+    if wandb.is_online:
+        return f"online, {wandb.url or 'without a URL'}"
+    return f"offline; to send it later: wandb sync {folder / 'wandb' / 'offline-run-*'}"
+
+
 def _give_up() -> None:
-    """End W&B's process, which would try once more at the very end, with a traceback."""
+    """End W&B's process, which would otherwise try again at exit and print a traceback."""
     import wandb
 
     with contextlib.suppress(Exception):
         wandb.teardown()
 
 
-def _say(line: str) -> None:
+def _warn(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

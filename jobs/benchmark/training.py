@@ -44,7 +44,7 @@ def write_flags(settings: dict[str, Any]) -> list[str]:
 
 def read_training(settings: dict[str, Any], recipe: Path | None = None) -> Any:
     """Return the TrainConfig of a recipe (without one, of a single step) and settings."""
-    from babble.train import TrainConfig
+    from babble.training.config import TrainConfig
 
     return read_config(
         TrainConfig, [*(["--config", str(recipe)] if recipe else ["--stop.steps", "1"]), *write_flags(settings)]
@@ -58,12 +58,12 @@ def measure_training(config: BenchmarkConfig, folder: Path) -> list[Measurement]
 
 def compare_training(config: BenchmarkConfig, corpus: Path, folder: Path) -> list[Measurement]:
     """Train in this process, in turns with the floor; see `measure_training`."""
-    from babble.training.metrics import Speed
+    from babble.training.metrics import ThroughputLogger
 
     turns: list[tuple[float, float]] = []
     frames = TRAINING_STEPS * BATCH_SIZE * WINDOW_FRAMES
 
-    class Turns(Speed):
+    class Turns(ThroughputLogger):
         """Runs the plain loop between two turns of Lightning's."""
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -91,11 +91,12 @@ def compare_training(config: BenchmarkConfig, corpus: Path, folder: Path) -> lis
 
 
 def _train_with(speed: type, training: Any) -> None:
-    """Train with another class in place of the Speed callback, the one way to take turns inside a training."""
-    import babble.train
+    """Train with another class in place of ThroughputLogger, the one way to take turns inside a training."""
+    from babble.train import train
+    from babble.training import trainer
 
-    with mock.patch.object(babble.train, "Speed", speed), redirect_stdout(io.StringIO()):
-        babble.train.train(training)
+    with mock.patch.object(trainer, "ThroughputLogger", speed), redirect_stdout(io.StringIO()):
+        train(training)
 
 
 def measure_logging(config: BenchmarkConfig, folder: Path) -> list[Measurement]:
@@ -113,12 +114,12 @@ def measure_logging(config: BenchmarkConfig, folder: Path) -> list[Measurement]:
 def compare_logging(config: BenchmarkConfig, corpus: Path, folder: Path) -> list[Measurement]:
     """Train in this process, every second turn without logging; see `measure_logging`."""
     stay_on_one_core()
-    from babble.training.metrics import Speed
+    from babble.training.metrics import ThroughputLogger
 
     steps = config.count(LOGGING_STEPS)
     turn_starts: list[float] = []
 
-    class Turns(Speed):
+    class Turns(ThroughputLogger):
         """Switches all logging off or on after each turn."""
 
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

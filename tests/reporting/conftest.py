@@ -23,9 +23,11 @@ def runs(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     from babble.data.loaders import DataConfig
     from babble.evaluate import EvaluateConfig, evaluate
     from babble.model.babbler import ModelConfig
-    from babble.train import StopConfig, TrainConfig, WandbConfig, train
+    from babble.train import train
+    from babble.training.config import StopConfig, TrainConfig
     from babble.training.samples import SamplesConfig
     from babble.training.unfreezing import Stage
+    from babble.training.wandb_run import WandbConfig
 
     folder = tmp_path_factory.mktemp("runs")
     config = TrainConfig(

@@ -16,11 +16,12 @@ from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
 from babble.sweeps.folder import SweepFolder
-from babble.train import ComputeConfig, StopConfig, TrainConfig, WandbConfig
+from babble.training.config import ComputeConfig, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
 from babble.training.module import OptimConfig
 from babble.training.samples import SamplesConfig
 from babble.training.unfreezing import Stage
+from babble.training.wandb_run import WandbConfig
 
 pytestmark = pytest.mark.slurm
 
@@ -97,8 +98,8 @@ def test_two_nodes_train_as_two_processes_do(slurm: Slurm, speech_shards: Path, 
     assert "2 (node[1-2]), 1 processes on each" in log
     assert "best val/bits_per_frame" in log
     rank_0, rank_1 = ((slurm.folder / f"logs/babble-train-{job}/rank-{n}.log").read_text() for n in (0, 1))
-    assert "runs on 2 processes on 2 nodes" in rank_0
-    assert "a new run" not in rank_1
+    assert "2 processes on 2 nodes" in rank_0
+    assert "new run" not in rank_1
     run = slurm.folder / "runs/night"
     _assert_same_run(run, undisturbed)
     assert len(list((run / "wandb").glob("offline-run-*"))) == 1
@@ -109,7 +110,7 @@ def test_two_nodes_train_as_two_processes_do(slurm: Slurm, speech_shards: Path, 
         *SMALL, TRAIN, "--config", slurm.folder / "tiny.yaml", "--name", "night", "--data.shards", speech_shards
     )
     assert slurm.wait(alone) == "FAILED"
-    assert "compute.nodes: 2 in the run, 1 now" in slurm.log(alone)
+    assert "compute.nodes: was 2, now 1" in slurm.log(alone)
 
 
 @pytest.mark.parametrize("signal", ["SIGUSR1", "SIGTERM"])
@@ -127,8 +128,8 @@ def test_preempted_a_training_goes_on_as_if_nothing_had_been(
     assert "requeueing job" in log
     assert "requeued for the 1. time" in log
     rank_0 = (slurm.folder / f"logs/babble-train-{job}/rank-0.log").read_text()
-    assert f"by {signal}; the same command goes on from there" in rank_0
-    assert "going on at step" in rank_0
+    assert f"by {signal}; the same command resumes from there" in rank_0
+    assert "resumes at step" in rank_0
     _assert_same_run(run, undisturbed)
     ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
     assert ids == {(run / "wandb_id").read_text()}
@@ -257,7 +258,7 @@ def test_a_sweep_on_two_nodes_goes_on_after_a_requeue(slurm: Slurm, speech_shard
     assert "requeued for the 1. time" in log
     assert states() == 3 * ["finished"]
     assert {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished} == before
-    assert any("going on at step" in sweep.log(row.trial).read_text() for row in sweep.read_rows())
+    assert any("resumes at step" in sweep.log(row.trial).read_text() for row in sweep.read_rows())
     assert sweep.best.checkpoint("best").is_file()
 
 

@@ -1,17 +1,18 @@
-"""What is minimised, what is measured on held-out speech, and how fast the weights move."""
+"""The training loss, noise, streams, and the learning rate."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from babble.cli import build_config
 from babble.codec.frames import MODES
 from babble.data.loaders import Batch
 from babble.model.babbler import Babbler, ModelConfig
 from babble.training.module import AHEAD_WEIGHT, BabbleModule, OptimConfig, lr_factor, replace_levels
 
 MODE = MODES["1300"]
-# Of a training in a step whose figures are not written.
+# In a step whose metrics are not logged.
 TRAINER = SimpleNamespace(global_step=0, log_every_n_steps=2)
 
 
@@ -24,7 +25,7 @@ def _model(head: str) -> Babbler:
     return Babbler(ModelConfig(num_layers=2, units=8, head=head), MODE)
 
 
-def test_learning_from_the_last_step_alone():
+def test_the_loss_can_include_only_the_last_step():
     windows = _speech(12, batch=3)
     config = ModelConfig(num_layers=1, units=4, head="regression")
     losses = {}
@@ -48,7 +49,7 @@ def _untrained(config: ModelConfig, optim: OptimConfig | None = None) -> BabbleM
     return made
 
 
-def test_streams_carry_their_state_and_start_afresh_where_the_batch_says_so():
+def test_streams_carry_their_state_and_start_anew_if_the_batch_says_so():
     speech = _speech(13, batch=2)
     trained = _untrained(ModelConfig(num_layers=2, units=6))
     first, second = speech[:, :7], speech[:, 6:]
@@ -61,19 +62,19 @@ def test_streams_carry_their_state_and_start_afresh_where_the_batch_says_so():
     torch.testing.assert_close(loss, by_hand)
 
 
-def test_frames_further_ahead_are_learned_by_heads_of_their_own():
+def test_frames_further_ahead_have_heads_of_their_own():
     speech = _speech(9, batch=2)
     trained = _untrained(ModelConfig(num_layers=1, units=6, frames_ahead=3))
     loss = trained.training_step(Batch(speech, torch.tensor([True, True])), 0)
     hidden_BTH, _ = trained.model(speech[:, :-1])
     by_hand = trained.model.head.loss(hidden_BTH, speech[:, 1:]).mean()
     for further, head in enumerate(trained.model.heads_ahead, 1):
-        # Step t stands for frame t + 1, so frame t + 1 + further is `further` behind it.
+        # Step t predicts frame t + 1, so frame t + 1 + further is `further` ahead of it.
         by_hand = by_hand + AHEAD_WEIGHT * head.loss(hidden_BTH[:, : 8 - further], speech[:, 1 + further :]).mean()
     torch.testing.assert_close(loss, by_hand)
 
 
-def test_noise_replaces_the_share_of_levels_asked_for_by_levels_of_the_same_field():
+def test_noise_replaces_a_share_of_the_levels_by_levels_of_the_same_field():
     torch.manual_seed(0)
     frames = torch.arange(40 * 50 * 4).view(40, 50, 4)
     noisy = replace_levels(frames, 0.25)
@@ -91,7 +92,7 @@ def test_the_learning_rate_is_a_function_of_the_step():
 
 
 @pytest.mark.parametrize("name", ["nadam", "adamw", "rmsprop", "sgd"])
-def test_every_optimizer_obeys_its_learning_rate(name: str):
+def test_every_optimizer_uses_the_learning_rate(name: str):
     config = ModelConfig(num_layers=1, units=4)
     made = BabbleModule(config, MODE, OptimConfig(name=name, lr=0.123)).configure_optimizers()
     assert made.param_groups[0]["lr"] == 0.123
@@ -108,11 +109,14 @@ def test_nadam_has_the_defaults_of_2017():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "adam"}, "optim.name='adam' is none of nadam"),
-        ({"lr": 0.0}, "optim.lr=0.0: above 0"),
+        ({"name": "adam"}, "name adam: expected one of nadam, adamw, rmsprop, sgd; did you mean"),
+        ({"lr": 0.0}, "optim.lr=0.0: must be above 0"),
         ({"schedule_steps": 5}, "optim.schedule_steps has no effect"),
+        ({"warmup_steps": -1}, "optim.warmup_steps=-1: must be at least 0"),
+        ({"schedule": "cosine", "schedule_steps": -5}, "optim.schedule_steps=-5: must be above optim.warmup_steps=0"),
+        ({"schedule": "cosine", "schedule_steps": 5, "warmup_steps": 5}, "must be above optim.warmup_steps=5"),
     ],
 )
-def test_settings_that_nothing_obeys_are_refused(settings: dict[str, object], message: str):
+def test_invalid_settings_and_those_without_effect_are_rejected(settings: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
-        OptimConfig(**settings)  # type: ignore[arg-type]
+        build_config(OptimConfig, settings)

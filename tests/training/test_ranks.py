@@ -1,41 +1,71 @@
-"""Several processes train as one would: the same loss curve, the same weights everywhere, the same held-out figure."""
+"""Several processes train like one: the same loss curve, weights and validation metrics."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from babble.cli import build_config
 from babble.files import read_json_lines
 from babble.run_folder import RunFolder
+from babble.train import train
+from babble.training.config import TrainConfig
 
-# Three stages in seven epochs of three steps, of eight windows each.
+# Three stages in seven epochs of three steps with eight windows each.
 SETTINGS = {
-    "data": {"window_frames": 24, "windows_per_epoch": 24},
+    "data": {"window_frames": 24, "windows_per_epoch": 24, "batch_size": 8},
     "model": {"num_layers": 3, "units": 8},
     "optim": {"lr": 0.01, "schedule": "cosine", "warmup_steps": 2},
+    "unfreezing": [{"layers": [1], "epochs": 2}, {"layers": [1, 2], "epochs": 2}, {"layers": [3]}],
     "stop": {"epochs": 7},
     "samples": {"every_epochs": 0},
     "log_every_steps": 1,
-    "compute": {"accelerator": "cpu", "precision": "64-true", "threads": 1},
+    "compute": {"accelerator": "cpu", "precision": "64-true", "threads": 1, "devices": 1},
     "wandb": {"mode": "off"},
 }
-STAGES = [{"layers": [1], "epochs": 2}, {"layers": [1, 2], "epochs": 2}, {"layers": [1, 2, 3]}]
-LAST_ALONE = [*STAGES[:2], {"layers": [3]}]
+# The other way to read and to unfreeze.
+STREAMS = {
+    "data": SETTINGS["data"] | {"reading": "streams"},  # type: ignore[operator]
+    "unfreezing": [{"layers": [1], "epochs": 2}, {"layers": [1, 2], "epochs": 2}, {"layers": [1, 2, 3]}],
+    "before_unfreezing": "bypassed",
+}
 
 
-def _train(shards: Path, runs: Path, name: str, processes: int, **changes: object) -> RunFolder:
-    settings = {**SETTINGS, "unfreezing": STAGES, **changes}
-    config = runs / f"{name}.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    words = ["--config", config, "--data.shards", shards, "--runs", runs, "--name", name]
-    words += ["--compute.devices", processes]
-    command = [sys.executable, "-m", "babble.train", *map(str, words)]
+def _settings(shards: Path, runs: Path, name: str, **changes: object) -> dict[str, object]:
+    """SETTINGS with changes; the settings of data and compute are changed one by one."""
+    settings: dict[str, object] = {**SETTINGS, "runs": str(runs), "name": name}
+    for key, value in changes.items():
+        settings[key] = {**SETTINGS[key], **value} if key in ("data", "compute") else value  # type: ignore[dict-item]
+    settings["data"] = {**settings["data"], "shards": str(shards)}  # type: ignore[dict-item]
+    return settings
+
+
+def _train_alone(shards: Path, runs: Path, name: str, **changes: object) -> RunFolder:
+    """Train in this process."""
+    return RunFolder(train(build_config(TrainConfig, _settings(shards, runs, name, **changes))).run)
+
+
+def _train_together(shards: Path, runs: Path, name: str, is_stopped: bool = False, **changes: object) -> RunFolder:
+    """Train in processes of their own, with a stop by SIGTERM and a resume if asked for."""
+    run, path = RunFolder(runs / name), runs / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(_settings(shards, runs, name, **changes)))
+    command = [sys.executable, "-m", "babble.train", "--config", str(path)]
+    if is_stopped:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            while process.poll() is None and not read_json_lines(run.metrics):
+                time.sleep(0.005)
+            process.send_signal(signal.SIGTERM)
+            printed = process.communicate(timeout=300)[0]
+        assert process.returncode == 128 + signal.SIGTERM, printed
+        assert "by SIGTERM; the same command resumes from there." in printed
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return RunFolder(runs / name)
+    return run
 
 
 def _curve(run: RunFolder, name: str) -> list[float]:
@@ -43,63 +73,52 @@ def _curve(run: RunFolder, name: str) -> list[float]:
 
 
 def _differ_by(run: RunFolder, other: RunFolder) -> float:
-    """Return by how much the last weights of two runs differ at most."""
+    """Return the largest difference between the last weights of two runs."""
     ours, theirs = (torch.load(r.checkpoint("last"), weights_only=True)["state_dict"] for r in (run, other))
     return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
-@pytest.mark.parametrize(("reading", "waiting"), [("windows", "frozen"), ("streams", "bypassed")])
-def test_two_processes_learn_what_one_with_twice_the_batch_does(
-    reading: str, waiting: str, speech_shards: Path, tmp_path: Path
-):
-    runs = {
-        processes: _train(
-            *(speech_shards, tmp_path, f"of-{processes}", processes),
-            data={**SETTINGS["data"], "reading": reading, "batch_size": 8 // processes},  # type: ignore[dict-item]
-            unfreezing=LAST_ALONE if waiting == "frozen" else STAGES,
-            before_unfreezing=waiting,
-        )
-        for processes in (1, 2)
-    }
-    one, two = (_curve(run, "train/loss") for run in runs.values())
-    assert len(one) == 7 * 3
-    assert one[-1] < one[0]
-    assert two == pytest.approx(one, rel=0, abs=1e-10)
-    figures = [_curve(run, "val/bits_per_frame") for run in runs.values()]
-    assert len(figures[0]) == 7
-    assert figures[1] == pytest.approx(figures[0], rel=0, abs=1e-9)
-    # Adam divides by the root of a mean square that may be next to nothing.
-    assert _differ_by(runs[1], runs[2]) < 1e-7
+@pytest.fixture(scope="module")
+def windows(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """One process that reads windows."""
+    return _train_alone(speech_shards, tmp_path_factory.mktemp("runs"), "one")
 
 
-def test_steps_of_several_batches_are_those_of_a_larger_batch(speech_shards: Path, tmp_path: Path):
-    one = _train(speech_shards, tmp_path, "one", 1, data={**SETTINGS["data"], "batch_size": 8})  # type: ignore[dict-item]
-    accumulated = _train(
-        *(speech_shards, tmp_path, "accumulated", 2),
-        data={**SETTINGS["data"], "batch_size": 2},  # type: ignore[dict-item]
-        compute={**SETTINGS["compute"], "accumulate_batches": 2},  # type: ignore[dict-item]
-    )
-    assert _curve(accumulated, "val/bits_per_frame") == pytest.approx(
-        _curve(one, "val/bits_per_frame"), rel=0, abs=1e-9
-    )
-    assert _differ_by(one, accumulated) < 1e-7
+def _assert_equal(one: RunFolder, two: RunFolder) -> None:
+    losses, bits = _curve(one, "train/loss"), _curve(one, "val/bits_per_frame")
+    assert (len(losses), len(bits)) == (7 * 3, 7)
+    assert losses[-1] < losses[0]
+    assert _curve(two, "train/loss") == pytest.approx(losses, rel=0, abs=1e-10)
+    assert _curve(two, "val/bits_per_frame") == pytest.approx(bits, rel=0, abs=1e-9)
+    # NAdam divides by the root of a mean square that may be almost zero.
+    assert _differ_by(one, two) < 1e-7
 
 
-def test_the_held_out_figure_does_not_depend_on_the_number_of_processes(speech_shards: Path, tmp_path: Path):
-    """Without a step that learns: one, two and four processes measure the same network."""
-    figures = [
-        _curve(
-            _train(
-                *(speech_shards, tmp_path, f"measured-{processes}", processes),
-                data={"window_frames": 24, "batch_size": 8 // processes, "windows_per_epoch": 8},
-                optim={"lr": 1e-300},
-                stop={"steps": 1},
-                unfreezing=[],
-            ),
-            "val/bits_per_frame",
-        )
-        for processes in (1, 2, 4)
-    ]
-    assert len(figures[0]) == 1
-    assert figures[0] == pytest.approx(figures[1], rel=0, abs=1e-10)
-    assert figures[0] == pytest.approx(figures[2], rel=0, abs=1e-10)
+def test_two_processes_train_like_one_with_twice_the_batch(windows: RunFolder, speech_shards: Path, tmp_path: Path):
+    two = _train_together(speech_shards, tmp_path, "two", data={"batch_size": 4}, compute={"devices": 2})
+    _assert_equal(windows, two)
+
+
+def test_two_processes_with_streams_stop_together_and_resume(speech_shards: Path, tmp_path: Path):
+    one = _train_alone(speech_shards, tmp_path, "one", **STREAMS)
+    changes = {**STREAMS, "data": {**STREAMS["data"], "batch_size": 4}}  # type: ignore[dict-item]
+    two = _train_together(speech_shards, tmp_path, "two", is_stopped=True, compute={"devices": 2}, **changes)
+    _assert_equal(one, two)
+
+
+def test_accumulated_batches_train_like_one_large_batch(windows: RunFolder, speech_shards: Path, tmp_path: Path):
+    compute = {"devices": 2, "accumulate_batches": 2}
+    accumulated = _train_together(speech_shards, tmp_path, "accumulated", data={"batch_size": 2}, compute=compute)
+    bits = _curve(windows, "val/bits_per_frame")
+    assert _curve(accumulated, "val/bits_per_frame") == pytest.approx(bits, rel=0, abs=1e-9)
+    assert _differ_by(windows, accumulated) < 1e-7
+
+
+def test_four_processes_measure_like_one(speech_shards: Path, tmp_path: Path):
+    """There are more processes than validation recordings; with a tiny learning rate all measure the same network."""
+    changes = {"optim": {"lr": 1e-300}, "stop": {"steps": 1}, "unfreezing": []}
+    one = _train_alone(speech_shards, tmp_path, "one", data={"windows_per_epoch": 8}, **changes)
+    data = {"windows_per_epoch": 8, "batch_size": 2}
+    four = _train_together(speech_shards, tmp_path, "four", data=data, compute={"devices": 4}, **changes)
+    assert len(_curve(one, "val/bits_per_frame")) == 1
+    assert _curve(four, "val/bits_per_frame") == pytest.approx(_curve(one, "val/bits_per_frame"), rel=0, abs=1e-10)

@@ -1,27 +1,41 @@
-"""Which places are listened to and when, and what lies in the run folder then."""
+"""Which prompts are continued during training, and when."""
 
 import pytest
 
-from babble.training.samples import SamplesConfig, choose_places, is_heard
+from babble.training.samples import Prompt, SamplesConfig, choose_prompts, has_samples
 from babble.training.unfreezing import Stage
 
 
-def test_places_spread_over_held_out_speech_and_leave_room_for_what_follows():
-    assert choose_places([1000], prompts=2, frames=100) == [(0, 250), (0, 750)]
-    assert choose_places([100, 900], prompts=2, frames=200) == [(1, 150), (1, 650)]
-    # The second half of 1,000 frames, but 300 must follow; a recording shorter than that gives what it has.
-    assert choose_places([1000], prompts=1, frames=800) == [(0, 200)]
-    assert choose_places([50], prompts=1, frames=200) == [(0, 0)]
+def _choose(lengths: list[int], prompts: int, prompt_frames: int, frames: int) -> list[Prompt]:
+    return choose_prompts(lengths, SamplesConfig(prompts=prompts, prompt_frames=prompt_frames, frames=frames))
 
 
-def test_one_listens_every_so_many_epochs_and_at_each_stages_end():
+def test_prompts_are_spread_over_the_recordings_and_leave_room_for_what_follows():
+    assert _choose([1000], 2, 40, 60) == [Prompt(0, 250, 40), Prompt(0, 750, 40)]
+    assert _choose([100, 900], 2, 80, 120) == [Prompt(1, 150, 80), Prompt(1, 650, 80)]
+    # The middle of 1,000 frames is 500, but 800 must fit after the start of the prompt.
+    assert _choose([1000], 1, 300, 500) == [Prompt(0, 200, 300)]
+    # A recording without that room is used from its start.
+    assert _choose([50], 1, 40, 160) == [Prompt(0, 0, 40)]
+
+
+def test_recordings_that_are_not_longer_than_a_prompt_are_left_out():
+    assert [prompt.recording for prompt in _choose([40, 300, 20], 3, 40, 60)] == [1, 1, 1]
+
+
+def test_if_all_recordings_are_shorter_prompts_are_half_of_the_longest():
+    assert _choose([30, 51], 2, 200, 100) == [Prompt(0, 0, 25), Prompt(1, 0, 25)]
+    assert _choose([2], 1, 200, 100) == [Prompt(0, 0, 1)]
+
+
+def test_samples_come_every_so_many_epochs_and_at_the_end_of_each_stage():
     stages = (Stage((1,), 3), Stage((1, 2), 4), Stage((3,)))
-    assert [epoch for epoch in range(12) if is_heard(epoch, 5, stages)] == [2, 4, 6, 9]
-    assert [epoch for epoch in range(12) if is_heard(epoch, 0, stages)] == [2, 6]
-    assert [epoch for epoch in range(12) if is_heard(epoch, 5, ())] == [4, 9]
+    assert [epoch for epoch in range(12) if has_samples(epoch, 5, stages)] == [2, 4, 6, 9]
+    assert [epoch for epoch in range(12) if has_samples(epoch, 0, stages)] == [2, 6]
+    assert [epoch for epoch in range(12) if has_samples(epoch, 5, ())] == [4, 9]
 
 
 @pytest.mark.parametrize("key", ["prompts", "prompt_frames", "frames", "temperature"])
-def test_sizes_of_nothing_are_refused(key: str):
+def test_empty_sizes_are_rejected(key: str):
     with pytest.raises(ValueError, match=rf"samples\.{key}=0"):
         SamplesConfig(**{key: 0})

@@ -1,4 +1,4 @@
-"""Who is taken for one of several processes, and what is said where the numbers don't fit."""
+"""How many processes train together, and what is rejected."""
 
 import pytest
 
@@ -16,35 +16,35 @@ def _start_with_srun(monkeypatch: pytest.MonkeyPatch, nodes: int, tasks: int) ->
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", str(tasks))
 
 
-def test_alone_there_is_one_process_or_as_many_as_asked_for():
+def test_without_slurm_the_number_of_processes_is_the_users():
     assert find_topology(None, None) == Topology(nodes=1, devices=1, is_started_by_srun=False)
     assert find_topology(2, None) == Topology(nodes=1, devices=2, is_started_by_srun=False)
-    assert find_topology(2, 1).processes == 2
-    with pytest.raises(ValueError, match=r"only Slurm starts processes on several nodes: sbatch --nodes=3"):
+    assert find_topology(2, 1).world_size == 2
+    with pytest.raises(ValueError, match=r"only Slurm can start processes on several nodes. Use sbatch --nodes=3"):
         find_topology(None, 3)
 
 
-def test_srun_says_how_many(monkeypatch: pytest.MonkeyPatch):
+def test_srun_sets_the_number_of_processes(monkeypatch: pytest.MonkeyPatch):
     _start_with_srun(monkeypatch, nodes=2, tasks=8)
     assert find_topology(None, None) == find_topology(4, 2) == Topology(nodes=2, devices=4, is_started_by_srun=True)
-    with pytest.raises(ValueError, match=r"compute.devices=2, but Slurm has started 4: .*--ntasks-per-node=2"):
+    with pytest.raises(ValueError, match=r"compute.devices=2, but Slurm started 4: .*--ntasks-per-node=2"):
         find_topology(2, None)
-    with pytest.raises(ValueError, match=r"compute.nodes=1, but Slurm has started 2: .*--nodes=1"):
+    with pytest.raises(ValueError, match=r"compute.nodes=1, but Slurm started 2: .*--nodes=1"):
         find_topology(None, 1)
 
 
-def test_one_task_alone_may_start_others_itself(monkeypatch: pytest.MonkeyPatch):
+def test_a_single_task_starts_the_others_itself(monkeypatch: pytest.MonkeyPatch):
     _start_with_srun(monkeypatch, nodes=1, tasks=1)
     assert find_topology(2, None) == Topology(nodes=1, devices=2, is_started_by_srun=False)
 
 
-def test_uneven_nodes_are_refused(monkeypatch: pytest.MonkeyPatch):
+def test_uneven_nodes_are_rejected(monkeypatch: pytest.MonkeyPatch):
     _start_with_srun(monkeypatch, nodes=2, tasks=3)
     with pytest.raises(ValueError, match="3 tasks on 2 nodes"):
         find_topology(None, None)
 
 
-def test_a_job_keeps_its_id(monkeypatch: pytest.MonkeyPatch):
+def test_the_id_of_a_job_or_array_task(monkeypatch: pytest.MonkeyPatch):
     assert job_id() is None
     monkeypatch.setenv("SLURM_JOB_ID", "19")
     assert job_id() == "19"

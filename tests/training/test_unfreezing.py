@@ -1,4 +1,4 @@
-"""Which layers learn at an epoch, and that the others really wait."""
+"""Which layers are trained in an epoch, and that the others keep their weights."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_the_2017_schedule(epoch: int, stage: int, layers: tuple[int, ...]):
     assert unfrozen_layers(epoch, STAGES_2017, 3) == layers
 
 
-def test_without_stages_all_layers_learn():
+def test_without_stages_all_layers_are_trained():
     assert unfrozen_layers(5, (), 4) == (1, 2, 3, 4)
     assert stage_at(5, ()) == 1
 
@@ -35,12 +35,12 @@ def test_without_stages_all_layers_learn():
         ((Stage((1,), 5), Stage((2,), 5)), "stage 2 of 2 has epochs=5"),
     ],
 )
-def test_a_schedule_that_can_not_be_is_refused(stages: tuple[Stage, ...], message: str):
+def test_invalid_stages_are_rejected(stages: tuple[Stage, ...], message: str):
     with pytest.raises(ValueError, match=message):
         check_stages(stages, 3)
 
 
-def test_a_waiting_layer_keeps_its_weights_and_gathers_no_moments():
+def test_a_frozen_layer_keeps_its_weights_and_has_no_moments():
     torch.manual_seed(0)
     model = Babbler(ModelConfig(num_layers=3, units=2), MODES["1300"])
     layers = model.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
@@ -63,16 +63,16 @@ def test_a_waiting_layer_keeps_its_weights_and_gathers_no_moments():
     assert moved == 2 * [[True, False, False]] + 2 * [[True, True, False]] + 2 * [[False, False, True]]
 
 
-def test_skipped_layers_are_asleep_until_a_stage_wakes_them_and_stay_awake():
+def test_layers_are_bypassed_until_a_stage_trains_them_and_never_again():
     assert bypassed_layers(0, STAGES_2017, 3) == {2, 3}
     assert bypassed_layers(60, STAGES_2017, 3) == {3}
-    # Layers 1 and 2 learn no more in the third stage, but are in the path.
+    # The third stage does not train layers 1 and 2, but they stay in the forward pass.
     assert bypassed_layers(240, STAGES_2017, 3) == frozenset()
     assert bypassed_layers(5, (), 3) == frozenset()
 
 
 @pytest.mark.parametrize("stages", [(), (Stage((2,), 3), Stage((1, 2)))])
-def test_skipping_needs_a_stage_that_wakes_the_lowest_layer_first(stages: tuple[Stage, ...]):
-    with pytest.raises(ValueError, match="before_unfreezing=skipped needs unfreezing stages of which the first has"):
+def test_bypassing_needs_a_first_stage_that_trains_the_lowest_layer(stages: tuple[Stage, ...]):
+    with pytest.raises(ValueError, match="before_unfreezing=bypassed needs unfreezing stages"):
         check_stages(stages, 3, "bypassed")
     check_stages(STAGES_2017, 3, "bypassed")

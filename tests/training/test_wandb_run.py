@@ -1,7 +1,8 @@
-"""What a training leaves in W&B, read back from W&B's own file, and that W&B can fail without harm."""
+"""What a training logs to W&B, read from W&B's own file, and that failures of W&B are harmless."""
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -25,16 +26,24 @@ from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.reporting.workspace import describe
 from babble.run_folder import RunFolder
-from babble.train import ComputeConfig, StopConfig, TrainConfig, train
-from babble.training.samples import MEASURES, SamplesConfig
+from babble.train import train
+from babble.training.config import ComputeConfig, StopConfig, TrainConfig
+from babble.training.samples import STATISTICS, SamplesConfig
 from babble.training.unfreezing import Stage
-from babble.training.wandb_run import WandbConfig, WandbRun
+from babble.training.wandb_run import WandbConfig, WandbRun, describe_wandb, open_wandb
 
 GROUPS = ("voicing", "pitch", "energy", "lsp")
 LAYERS = ("layer_1", "layer_2", "layer_3")
-# What the training must show, by name.
+# The metrics that a training must log.
 CURVES = {
-    *("train/loss", "train/stage", "train/frames_per_second", "train/times_real_time", "train/peak_memory_gb"),
+    *(
+        "train/loss",
+        "train/lr",
+        "train/stage",
+        "train/frames_per_second",
+        "train/times_real_time",
+        "train/peak_memory_gb",
+    ),
     *(f"{split}/bits/{group}" for split in ("train", "val") for group in GROUPS),
     *(f"{split}/error/{group}" for split in ("train", "val") for group in GROUPS),
     *(f"{split}/{figure}" for split in ("train", "val") for figure in ("bits_per_frame", "error_levels")),
@@ -42,7 +51,7 @@ CURVES = {
     *(f"baseline/error_levels/{line}" for line in ("copy", "median")),
     *(f"{norm}/{part}" for norm in ("gradient_norm", "weight_norm") for part in (*LAYERS, "head")),
     *(f"unfrozen/{layer}" for layer in LAYERS),
-    *(f"samples/{whose}{measure}" for whose in ("", "real/") for measure in MEASURES),
+    *(f"samples/{whose}{statistic}" for whose in ("", "real/") for statistic in STATISTICS),
 }
 MEDIA = {
     *("samples/progression", "samples/real/progression"),
@@ -52,7 +61,7 @@ ESCAPES = re.compile(rb"\x1b(\][^\x07\x1b]*(\x07|\x1b\\)|\[[0-9;?<>=]*[ -/]*[@-~
 
 
 def _config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
-    """Three tiny layers that wake one after another, an epoch each; everything is heard and logged often."""
+    """Three tiny layers that are unfrozen one after another, an epoch each, with frequent samples and metrics."""
     settings: dict[str, Any] = {
         "name": name,
         "recipe": "tiny",
@@ -71,10 +80,10 @@ def _config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def offline(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A training of which W&B was told offline, with notes."""
+    """A training with notes that W&B logged offline."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "offline")
     run.path.mkdir()
-    (run.path / "notes.md").write_text("Does it learn offline?")
+    (run.path / "notes.md").write_text("Does it train offline?")
     samples = SamplesConfig(every_epochs=0, prompts=2, prompt_frames=20, frames=40)
     train(_config(speech_shards, run.path.parent, "offline", samples=samples))
     return run
@@ -85,11 +94,16 @@ def _wandb_file(run: Path) -> Path:
     return file
 
 
+@functools.cache
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The records in W&B's file, by its own reader."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in printed.splitlines()]
+
+
 def _records(run: Path, kind: str) -> list[dict[str, Any]]:
-    """The records of one kind in W&B's file, by its own reader."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(_wandb_file(run))]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [record[kind] for record in map(json.loads, said.splitlines()) if record["type"] == kind]
+    return [record[kind] for record in _read(_wandb_file(run)) if record["type"] == kind]
 
 
 def _points(run: Path) -> list[dict[str, Any]]:
@@ -108,24 +122,24 @@ def test_an_offline_run_holds_every_chart(offline: RunFolder) -> None:
 
 def test_baselines_are_lines_from_the_first_step_to_the_last(offline: RunFolder) -> None:
     baseline = json.loads(offline.baselines.read_text())["bigram baseline"]
-    name = "baseline/bits/pitch/given_last"
+    name = "baseline/bits/pitch/bigram"
     line = [(point["trainer/global_step"], point[name]) for point in _points(offline.path) if name in point]
     assert line == [(step, pytest.approx(baseline["bits/pitch"])) for step in (0, 3, 7, 11)]
 
 
-def test_only_layers_that_learn_have_a_gradient(offline: RunFolder) -> None:
+def test_only_unfrozen_layers_have_a_gradient(offline: RunFolder) -> None:
     rows = [point for point in _points(offline.path) if "train/stage" in point]
-    for layer, wakes_in in zip(LAYERS, (1, 2, 3), strict=True):
+    for layer, stage in zip(LAYERS, (1, 2, 3), strict=True):
         for row in rows:
-            is_awake = row["train/stage"] >= wakes_in
-            assert row[f"unfrozen/{layer}"] == is_awake
-            assert (row[f"gradient_norm/{layer}"] > 0) == is_awake
+            is_unfrozen = row["train/stage"] >= stage
+            assert row[f"unfrozen/{layer}"] == is_unfrozen
+            assert (row[f"gradient_norm/{layer}"] > 0) == is_unfrozen
     still = [row["weight_norm/layer_3"] for row in rows if row["train/stage"] < 3]
     assert len(set(still)) == 1
     assert rows[-1]["weight_norm/layer_3"] != still[0]
 
 
-def test_the_sample_table_has_a_row_for_each_epoch_and_prompt(offline: RunFolder) -> None:
+def test_the_table_of_samples_has_a_row_per_epoch_and_prompt(offline: RunFolder) -> None:
     rows, columns = [], None
     for artifact in _records(offline.path, "artifact"):
         for entry in artifact["manifest"]["contents"]:
@@ -133,32 +147,33 @@ def test_the_sample_table_has_a_row_for_each_epoch_and_prompt(offline: RunFolder
                 table = json.loads(Path(entry["local_path"]).read_text())
                 columns = table["columns"]
                 rows += table["data"]
-                # All of it lies in the run's own folder, for a `wandb sync` later.
+                # Everything is in the run's own folder, for a later `wandb sync`.
                 assert Path(entry["local_path"]).is_file()
-    assert columns == ["heard", "prompt", "audio", "plot", *(t for m in MEASURES for t in (m, f"{m}, real"))]
-    heard = ("real", "epoch-0001", "epoch-0002", "epoch-0003")
-    assert {(row[0], row[1]) for row in rows} == {(name, prompt) for name in heard for prompt in (1, 2)}
-    measures = json.loads((offline.samples / "epoch-0002" / "measures.json").read_text())
-    real = json.loads((offline.samples / "real" / "measures.json").read_text())
+    assert columns == ["source", "prompt", "audio", "plot", *(t for s in STATISTICS for t in (s, f"{s}, real"))]
+    sources = ("real", "epoch-0001", "epoch-0002", "epoch-0003")
+    assert {(row[0], row[1]) for row in rows} == {(name, prompt) for name in sources for prompt in (1, 2)}
+    statistics = json.loads((offline.samples / "epoch-0002" / "statistics.json").read_text())
+    real = json.loads((offline.samples / "real" / "statistics.json").read_text())
     (row,) = {json.dumps(row) for row in rows if row[:2] == ["epoch-0002", 2]}
     _, _, audio, plot, change, real_change, *_ = json.loads(row)
     assert (audio["_type"], plot["_type"]) == ("audio-file", "image-file")
-    assert (change, real_change) == (measures[1]["change_levels"], real[1]["change_levels"])
+    assert (change, real_change) == (statistics[1]["change_levels"], real[1]["change_levels"])
 
 
-def test_runs_have_groups_notes_settings_and_their_corpus(offline: RunFolder, speech_shards: Path) -> None:
+def test_runs_have_group_tags_notes_settings_and_corpus(offline: RunFolder, speech_shards: Path) -> None:
     run = _records(offline.path, "run")[-1]
     assert (run["display_name"], run["run_group"], run["job_type"]) == ("offline", "tiny", "train")
-    assert run["notes"] == "Does it learn offline?"
+    assert set(run["tags"]) == {"lstm", "categorical", "mode 1300"}
+    assert run["notes"] == "Does it train offline?"
     settings = _records(offline.path, "run")[0]["config"]["update"]
     assert (settings["model"]["units"], settings["mode"]) == (8, "1300")
     kinds = {artifact["type"]: artifact["name"] for artifact in _records(offline.path, "artifact")}
     assert kinds["dataset"] == f"corpus-{speech_shards.name}"
-    assert "model" not in kinds, "the best checkpoint is sent only where it is sent at once"
+    assert "model" not in kinds, "the best checkpoint is only logged online"
 
 
 def _find_keys(panel: dict[str, Any]) -> set[str]:
-    """The figures, media and tables that a panel shows."""
+    """The metrics, media and tables that a panel shows."""
     config = panel["config"]
     if panel["viewType"] == "Weave":
         return set(re.findall(r"samples/\w+", json.dumps(config)))
@@ -182,21 +197,21 @@ def test_every_panel_names_what_a_training_logs(offline: RunFolder) -> None:
             assert key in known, key
 
 
-def test_sync_would_send_it(offline: RunFolder) -> None:
+def test_an_offline_run_can_be_synced(offline: RunFolder) -> None:
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(_wandb_file(offline.path).parent)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
     assert "Would sync 1 run" in done.stderr + done.stdout
 
 
-def test_the_terminal_viewer_shows_it(offline: RunFolder, tmp_path: Path) -> None:
+def test_the_terminal_viewer_shows_an_offline_run(offline: RunFolder, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "wandb", "leet", str(_wandb_file(offline.path))]
     process, terminal = pty.fork()
     if process == 0:
         os.execve(command[0], command, os.environ | {"TERM": "xterm-256color", "HOME": str(tmp_path)})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
-    # It draws only what has changed, so its words come in pieces: a short one of each part.
-    wanted = [b"Metrics [1-", b"epoch", b"Does it learn offline?"]
+    # It redraws only what has changed, so long texts arrive in parts: a short one of each panel.
+    wanted = [b"Metrics [1-", b"epoch", b"Does it train offline?"]
     shown, end = b"", time.monotonic() + 60
     try:
         while time.monotonic() < end and not all(word in ESCAPES.sub(b"", shown) for word in wanted):
@@ -214,7 +229,7 @@ def _await_exit(process: int, terminal: int) -> int | None:
     end = time.monotonic() + 20
     while time.monotonic() < end:
         if select.select([terminal], [], [], 0.1)[0]:
-            # An error says that nobody is at the other end any more.
+            # An error means that the other end is closed.
             with contextlib.suppress(OSError):
                 os.read(terminal, 1 << 16)
         ended, status = os.waitpid(process, os.WNOHANG)
@@ -233,18 +248,18 @@ def _command(folder: Path, config: TrainConfig, before: str = "pass") -> list[st
 
 
 def _own_environment(**more: str) -> dict[str, str]:
-    """Without the W&B process that trainings within the tests have started: a training alone has its own."""
+    """The environment without the W&B process of the trainings in this process."""
     return {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"} | more
 
 
-def _assert_whole(run: RunFolder) -> None:
+def _assert_complete(run: RunFolder) -> None:
     assert json.loads(run.finished.read_text())["steps"] == 40
     assert set(range(1, 40, 2)) <= {row["step"] for row in read_json_lines(run.metrics)}
     assert (run.samples / "epoch-0010" / "1.wav").is_file()
     assert run.checkpoint("best").is_file()
 
 
-def test_where_the_server_does_not_answer_a_training_goes_on_offline(speech_shards: Path, tmp_path: Path) -> None:
+def test_if_the_server_does_not_answer_a_training_is_logged_offline(speech_shards: Path, tmp_path: Path) -> None:
     config = _config(
         speech_shards, tmp_path, "unreachable", stop=StopConfig(epochs=10), wandb=WandbConfig(mode="online")
     )
@@ -252,10 +267,11 @@ def test_where_the_server_does_not_answer_a_training_goes_on_offline(speech_shar
     command = _command(tmp_path, config, "babble.training.wandb_run.OPEN_SECONDS = 3.0")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("W&B can't be used") == 1
+    assert done.stderr.count("W&B can't be reached") == 1
+    assert "  W&B        offline; to send it later: wandb sync" in done.stdout
     assert "Traceback" not in done.stderr
-    _assert_whole(RunFolder(tmp_path / "unreachable"))
-    # For a `wandb sync` later.
+    _assert_complete(RunFolder(tmp_path / "unreachable"))
+    # For a later `wandb sync`.
     assert {name for point in _points(tmp_path / "unreachable") for name in point} >= CURVES
 
 
@@ -271,7 +287,7 @@ def _children(pid: int, name: str) -> list[int]:
     return found
 
 
-def test_where_wandbs_process_is_killed_the_training_ends_as_it_would_have(speech_shards: Path, tmp_path: Path) -> None:
+def test_if_wandbs_process_is_killed_the_training_ends_normally(speech_shards: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "killed")
     config = _config(speech_shards, tmp_path, "killed", stop=StopConfig(epochs=10))
     with subprocess.Popen(
@@ -285,32 +301,32 @@ def test_where_wandbs_process_is_killed_the_training_ends_as_it_would_have(speec
             time.sleep(0.01)
         (core,) = _children(process.pid, "wandb-core")
         os.kill(core, signal.SIGKILL)
-        said = process.communicate()[1]
-    assert process.returncode == 0, said
-    assert said.count("W&B has failed") == 1
-    assert "Traceback" not in said
-    _assert_whole(run)
+        printed = process.communicate()[1]
+    assert process.returncode == 0, printed
+    assert printed.count("W&B failed") == 1
+    assert "Traceback" not in printed
+    _assert_complete(run)
 
 
 class _Broken:
-    """A run of W&B that breaks on everything, in its own way each time."""
+    """A run of W&B whose every method fails, each with its own message."""
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError(f"{name} is broken\nand this nobody wants to read")
+        raise RuntimeError(f"{name} is broken\nand a second line")
 
 
-def test_whatever_fails_is_told_once_and_in_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_failure_is_reported_once_in_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     broken = WandbRun(_Broken(), is_online=False)
     broken.log({"train/loss": 1.0})
     broken.log_samples("real", 0, tmp_path, [], [])
     broken.summarize({"best/bits_per_frame": 1.0})
     broken.log_file(tmp_path, "x", "model")
     broken.close("notes")
-    said = capfd.readouterr().err.splitlines()
-    assert said == ["W&B has failed (log is broken): its curves end here. The run folder has everything."]
+    printed = capfd.readouterr().err.splitlines()
+    assert printed == ["W&B failed (log is broken): its curves end here. The run folder has everything."]
 
 
-def test_the_best_checkpoint_is_sent_where_it_is_sent_at_once(
+def test_the_best_checkpoint_is_logged_online(
     speech_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(WandbRun, "is_online", property(lambda self: True, lambda self, value: None), raising=False)
@@ -318,5 +334,40 @@ def test_the_best_checkpoint_is_sent_where_it_is_sent_at_once(
     (model,) = [artifact for artifact in _records(tmp_path / "sent", "artifact") if artifact["type"] == "model"]
     (entry,) = model["manifest"]["contents"]
     assert model["name"] == "sent-best"
-    # The file itself: no copy.
+    # The file itself, not a copy.
     assert Path(entry["local_path"]) == RunFolder(tmp_path / "sent").checkpoint("best")
+
+
+def test_wandb_mode_disabled_means_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert open_wandb(WandbConfig(), tmp_path, "x", {}, job_type="train") is None
+    assert list(tmp_path.iterdir()) == []
+    assert describe_wandb(None, tmp_path) == "off"
+    # A setting overrides the environment.
+    assert WandbConfig(mode="offline").find_mode() == "offline"
+
+
+def test_a_key_for_a_self_hosted_server_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "netrc").write_text("machine wandb.example.com:8080 login user password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert WandbConfig().find_mode() == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com:8080")
+    assert WandbConfig().find_mode() == "online"
+
+
+def test_the_start_table_has_the_url_of_an_online_run(tmp_path: Path) -> None:
+    class Online:
+        url = "https://wandb.example.com/us/babble/runs/1"
+
+    described = describe_wandb(WandbRun(Online(), is_online=True), tmp_path)
+    assert described == "online, https://wandb.example.com/us/babble/runs/1"
+
+
+def test_console_lines_are_in_the_logs_tab(offline: RunFolder) -> None:
+    lines = "".join(record["line"] for record in _records(offline.path, "output_raw"))
+    assert f"{offline.path}: new run" in lines
+    assert "W&B        offline" in lines
+    assert "epoch 3/3, stage 3, step 12" in lines

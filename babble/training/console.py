@@ -1,0 +1,132 @@
+"""What a training prints while it runs: a progress bar on a terminal, plain lines in a log file, and warnings.
+
+epoch 3/20, stage 1, step 120: 31.20 in training, 30.12 in validation (bits per frame), 5,512 frames/s, 1.2 min left
+"""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+from babble.training.unfreezing import Stage, stage_at
+
+LINE_SECONDS = 30.0
+# The first steps, from which the duration is estimated: enough of them, but no more than a minute.
+ESTIMATE_STEPS = 20
+ESTIMATE_SECONDS = 60.0
+LONG_HOURS = 24.0
+
+
+def read_progress(trainer: pl.Trainer, module: Any) -> tuple[str, dict[str, float]]:
+    """Return the unit of the console's metrics, and the latest values of "training" and "validation".
+
+    Heads with a likelihood are shown in bits per frame, in training too, where the loss is in bits per field.
+    """
+    has_bits = module.model.head.has_likelihood
+    values = {}
+    if "train/loss" in trainer.callback_metrics:
+        values["training"] = float(trainer.callback_metrics["train/loss"]) * (module.mode.num_fields if has_bits else 1)
+    if module.monitor in trainer.callback_metrics:
+        values["validation"] = float(trainer.callback_metrics[module.monitor])
+    return "bits per frame" if has_bits else "levels of error", values
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with the metrics of `read_progress`."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, int | str | float | dict[str, float]]:
+        """Return the numbers shown after the bar."""
+        unit, values = read_progress(trainer, pl_module)
+        return {f"{unit}, {split}": f"{value:.2f}" for split, value in values.items()}
+
+
+class ConsoleLogger(pl.Callback):
+    """Prints plain lines for a log file: at every validation, and every half a minute.
+
+    Args:
+        stages: of the unfreezing.
+        epochs: number of epochs of the training, or None.
+        steps: number of steps of the training, for the time left; None if it is not known.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...], epochs: int | None, steps: int | None) -> None:
+        self.stages = stages
+        self.epochs = epochs
+        self.steps = steps
+        self.printed_at = 0.0
+        self.started: tuple[float, int] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Remember time and step, for the time left."""
+        self.started = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Print a line after half a minute."""
+        if time.monotonic() - self.printed_at > LINE_SECONDS:
+            self._print(trainer, pl_module, is_validated=False)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Print a line with the validation's result."""
+        self._print(trainer, pl_module, is_validated=True)
+
+    def _print(self, trainer: pl.Trainer, module: Any, is_validated: bool) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.printed_at = time.monotonic()
+        stage = f", stage {stage_at(trainer.current_epoch, self.stages)}" if self.stages else ""
+        epochs = f"/{self.epochs}" if self.epochs else ""
+        unit, values = read_progress(trainer, module)
+        shown = ("training", "validation") if is_validated else ("training",)
+        parts = [", ".join(f"{values[split]:.2f} in {split}" for split in shown if split in values) + f" ({unit})"]
+        if (speed := trainer.callback_metrics.get("train/frames_per_second")) is not None:
+            parts.append(f"{float(speed):,.0f} frames/s")
+        if (minutes := self._minutes_left(trainer)) is not None:
+            parts.append(f"{minutes:.1f} min left")
+        where = f"epoch {trainer.current_epoch + 1}{epochs}{stage}, step {trainer.global_step}"
+        print(f"{where}: {', '.join(parts)}", flush=True)
+
+    def _minutes_left(self, trainer: pl.Trainer) -> float | None:
+        if self.started is None or self.steps is None or trainer.global_step <= self.started[1]:
+            return None
+        seconds = (time.monotonic() - self.started[0]) / (trainer.global_step - self.started[1])
+        return seconds * (self.steps - trainer.global_step) / 60
+
+
+class DurationWarning(pl.Callback):
+    """Warns once if the first steps show that the training will take more than a day.
+
+    Args:
+        steps: number of steps of the training.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.first: tuple[float, int] | None = None
+        self.is_done = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Measure from the end of the first step on, which is slower than the others."""
+        if self.is_done or not trainer.is_global_zero:
+            return
+        now, step = time.monotonic(), trainer.global_step
+        if self.first is None:
+            self.first = now, step
+            return
+        seconds, steps = now - self.first[0], step - self.first[1]
+        if steps and (steps >= ESTIMATE_STEPS or seconds > ESTIMATE_SECONDS):
+            self.is_done = True
+            if warning := warn_if_long(seconds / steps, self.steps - step):
+                print(warning, flush=True)
+
+
+def warn_if_long(step_seconds: float, steps_left: int) -> str | None:
+    """Return a warning if the steps that are left take more than a day, else None."""
+    hours = step_seconds * steps_left / 3600
+    if hours <= LONG_HOURS:
+        return None
+    return (
+        f"Warning: on this machine the training will take about {hours / 24:.1f} days ({step_seconds:.2g} s per step). "
+        "configs/babble-cpu.yaml is a smaller recipe (one hour on two CPU cores), configs/demo.yaml the smallest "
+        "(3 minutes); --stop.hours sets a limit."
+    )
