@@ -36,11 +36,8 @@ from babble.generation.output import STDOUT, Stream, read_wav, run_streams, writ
 from babble.generation.prompts import Prompt, find_prompt
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.reporting.plots.figures import save_figure
-from babble.reporting.plots.speech import plot_speech
+from babble.reporting.plots.speech import PLOT_SECONDS, plot_speech
 from babble.run_folder import PRETRAINED, locate_checkpoint
-
-# A picture of more than a minute is illegible.
-PLOT_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -189,23 +186,23 @@ def _write_files(stream: Stream, facts: dict[str, Any], prompt: Prompt, edits: t
         return
     prompt_frames = len(frames) - facts["frames"]
     write_frames(out.with_suffix(".c2"), frames, mode)
-    _draw(out, frames, mode, f"{out.name}: {prompt.origin}", prompt_frames)
+    _plot(out, frames, mode, f"{out.name}: {prompt.origin}", prompt_frames)
     write_json(out.with_suffix(".json"), facts)
     if edits:
         edited_out, edited = _name_edited(out), apply_edits(frames, edits, mode)
         write_wav(edited_out, edited, mode)
         write_frames(edited_out.with_suffix(".c2"), edited, mode)
-        _draw(edited_out, edited, mode, f"{edited_out.name}: {facts['what_if']}; {prompt.origin}", prompt_frames)
+        _plot(edited_out, edited, mode, f"{edited_out.name}: {facts['what_if']}; {prompt.origin}", prompt_frames)
 
 
-def _draw(out: Path, frames: np.ndarray, mode: Mode, title: str, prompt_frames: int) -> None:
-    plot_frames = PLOT_SECONDS * mode.frames_per_second
-    # A prompt alone is not set off from anything.
-    marked = min(prompt_frames, plot_frames) if len(frames) > prompt_frames else 0
+def _plot(out: Path, frames: np.ndarray, mode: Mode, title: str, prompt_frames: int) -> None:
+    # A WAV may hold hours: only what the figure can show is read.
+    plot_frames = prompt_frames + round(PLOT_SECONDS * mode.frames_per_second)
+    # The end of a prompt is marked only if babble follows.
+    marked = prompt_frames if len(frames) > prompt_frames else 0
     pcm = read_wav(out, plot_frames * mode.pcm_per_frame)
-    save_figure(
-        plot_speech(frames[:plot_frames], mode, pcm, title=title, prompt_frames=marked), out.with_suffix(".png")
-    )
+    figure = plot_speech(frames[:plot_frames], mode, pcm, title=title, prompt_frames=marked)
+    save_figure(figure, out.with_suffix(".png"))
 
 
 def _print_results(config: GenerateConfig, all_facts: list[dict[str, Any]]) -> None:
