@@ -5,8 +5,6 @@
 State is carried from frame to frame, so every frame costs the same, however many came before it.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
@@ -84,15 +82,6 @@ class FreeRun:
             for layer, prompt_layer in zip(state, prompt_state, strict=True):
                 for now, after_prompt in zip(layer, prompt_layer, strict=True):
                     now[stream] = after_prompt[stream]
-
-
-def iterate_babble(
-    model: Babbler, prompts_BTF: np.ndarray, sampling: Sampling | None = None, seed: int = 0
-) -> Iterator[np.ndarray]:
-    """Yield the frames (B, F) that continue each prompt, without end; the arguments are those of `FreeRun`."""
-    free_run = FreeRun(model, prompts_BTF, sampling, seed)
-    while True:
-        yield from free_run.make_block().swapaxes(0, 1)
 
 
 def generate_frames(
