@@ -5,14 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from speech_samples import MODE, RATE
 
-from babble.codec.frames import MODES, Mode
 from babble.data.shards import read_manifest, read_recordings
 from babble.evaluation import classifier
 from babble.evaluation.classifier import NUM_FOLDS, ClipSet, measure_accuracy, score_logits
-
-M1300 = MODES["1300"]
-SECOND = M1300.frames_per_second
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +26,24 @@ def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _halves(speech: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return every other second of speech, and the seconds between."""
-    seconds = list(speech[: len(speech) // SECOND * SECOND].reshape(-1, SECOND, speech.shape[1]))
+    seconds = list(speech[: len(speech) // RATE * RATE].reshape(-1, RATE, speech.shape[1]))
     return seconds[::2], seconds[1::2]
 
 
-def test_shuffled_frames_are_separated_from_speech_and_a_recording_not_from_itself(speech: np.ndarray):
+def test_shuffled_frames_are_separated_from_speech(speech: np.ndarray):
     even, odd = _halves(speech)
-    shuffled = list(np.random.default_rng(0).permutation(np.concatenate(even)).reshape(-1, SECOND, 16))
-    found = measure_accuracy(shuffled, odd, M1300, SECOND)
+    shuffled = list(np.random.default_rng(0).permutation(np.concatenate(even)).reshape(-1, RATE, 16))
+    found = measure_accuracy(shuffled, odd, MODE, RATE)
     assert found is not None
     assert found.accuracy > 0.85
     assert found.auc > 0.92
     assert found.low > 0.5
     assert found.clips == 35
 
-    found = measure_accuracy(even, odd, M1300, SECOND)
+
+def test_a_recording_is_not_separated_from_itself(speech: np.ndarray):
+    even, odd = _halves(speech)
+    found = measure_accuracy(even, odd, MODE, RATE)
     assert found is not None
     assert found.low < 0.5 < found.high
     assert 0.3 < found.accuracy < 0.7
@@ -52,7 +52,7 @@ def test_shuffled_frames_are_separated_from_speech_and_a_recording_not_from_itse
 
 def test_a_held_tone_is_always_separated_from_speech(speech: np.ndarray):
     drone = np.repeat(speech[200:201], len(speech), axis=0)
-    found = measure_accuracy([drone], [speech], M1300, 2 * SECOND)
+    found = measure_accuracy([drone], [speech], MODE, 2 * RATE)
     assert found is not None
     assert (found.accuracy, found.low, found.high, found.auc) == (1, 1, 1, 1)
 
@@ -60,26 +60,17 @@ def test_a_held_tone_is_always_separated_from_speech(speech: np.ndarray):
 def test_the_same_seed_gives_the_same_accuracy_and_leaves_the_state_of_torch_unchanged(
     speech: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(classifier, "FRAMES_PER_FOLD", 10_000)
+    monkeypatch.setattr(classifier, "FRAMES_PER_FOLD", 5_000)
+    monkeypatch.setattr(classifier, "FRAMES_PER_CHECK", 5_000)
     even, odd = _halves(speech)
     before = torch.random.get_rng_state()
-    first, again, other = (measure_accuracy(even, odd, M1300, SECOND, seed) for seed in (1, 1, 2))
+    first, again, other = (measure_accuracy(even, odd, MODE, RATE, seed) for seed in (1, 1, 2))
     assert first == again != other
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_every_mode_is_classified(mode: Mode):
-    rng = np.random.default_rng(0)
-    low = rng.integers(0, mode.levels // 2, (600, mode.num_fields)).astype(mode.dtype)
-    high = rng.integers(mode.levels // 2, mode.levels, (600, mode.num_fields)).astype(mode.dtype)
-    found = measure_accuracy([low], [high], mode, 10)
-    assert found is not None
-    assert found.accuracy == 1
-
-
 def test_too_few_clips_have_no_accuracy(speech: np.ndarray):
-    assert measure_accuracy([speech], [speech[: 9 * SECOND]], M1300, SECOND) is None
+    assert measure_accuracy([speech], [speech[: 9 * RATE]], MODE, RATE) is None
 
 
 def test_clips_lie_within_one_recording_and_training_clips_are_not_tested():

@@ -1,4 +1,4 @@
-"""Babble compared with real speech and references, in every mode."""
+"""Babble compared with real speech and references, in modes of every kind."""
 
 import json
 
@@ -17,12 +17,13 @@ from babble.generation.prompts import spread_prompts
 from babble.model.babbler import Babbler, ModelConfig
 
 
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_every_mode_is_measured(mode: Mode, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("mode", [MODES[name] for name in ("1300", "3200", "2400", "700C")], ids=lambda mode: mode.name)
+def test_modes_of_every_kind_are_compared(mode: Mode, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comparison, "CLASSIFIED_SECONDS", (1,))
     monkeypatch.setattr(comparison, "PHONE_SECONDS", 0.0)
-    monkeypatch.setattr(classifier, "FRAMES_PER_FOLD", 5_000)
-    monkeypatch.setattr(classifier, "FRAMES_PER_CHECK", 5_000)
+    # One step per fold.
+    monkeypatch.setattr(classifier, "FRAMES_PER_FOLD", 1)
+    monkeypatch.setattr(classifier, "FRAMES_PER_CHECK", 1)
     frames = unpack_packets(encode_pcm(real_pcm(24), mode), mode)
     train, held_out = [frames[: len(frames) // 2]], [frames[len(frames) // 2 :]]
     torch.manual_seed(0)
