@@ -14,22 +14,23 @@
    quarter of an hour or more on one core; steps 1 and 2 take 40 seconds per hour of speech.
 4. On request, the training error of 2017: that of the last frame of windows of the training split.
 
-Without a run, the bundled voice is evaluated, and --shards names the speech. The metrics of a run with a W&B run are
-also added to that run's summary.
+Without a run, the bundled voice is evaluated, and --shards names the speech. If the run has a W&B run, the metrics are
+added to its summary (evaluation/summary.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from babble.cli import run_command
+from babble.cli import build_config, run_command
 from babble.data.shards import Manifest, Segment, read_recordings
 from babble.data.streaming import SAMPLE_FRAMES, sample_recordings
 from babble.evaluation.baselines import measure_baselines
 from babble.evaluation.comparison import compare_speech
 from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
+from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
 from babble.files import write_json
 from babble.generation.free_run import choose_sampling, generate_frames
@@ -39,10 +40,22 @@ from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.sampling import Sampling
 from babble.reporting.plots.evaluation import plot_evaluation
 from babble.reporting.plots.figures import save_figure
-from babble.run_folder import PRETRAINED, locate_checkpoint
+from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
+from babble.training.wandb_run import WANDB_ID, WandbConfig, reopen_wandb
 
 # Babble is generated in parallel, each stream from its own prompt.
 NUM_STREAMS = 8
+
+
+@dataclass(frozen=True)
+class EvaluationWandbConfig:
+    """W&B settings of an evaluation; project and entity are those of the run.
+
+    Attributes:
+        mode: auto: as in the run's config.yaml, and off if the run has no W&B run.
+    """
+
+    mode: Literal["auto", "online", "offline", "off"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class EvaluateConfig:
         seed: random seed of the babble and of everything sampled to measure it.
         json: write all metrics to this file.
         figure: draw them into this PNG file.
+        wandb: whether the metrics are added to the summary of the run's W&B run.
     """
 
     run: Path | None = None
@@ -78,6 +92,7 @@ class EvaluateConfig:
     seed: int = 0
     json: Path | None = None
     figure: Path | None = None
+    wandb: EvaluationWandbConfig = field(default_factory=EvaluationWandbConfig)
 
     def __post_init__(self) -> None:
         """Validate the settings; reject those without effect."""
@@ -120,6 +135,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     sampling = choose_sampling(model, config.temperature, config.top_p, config.min_p)
     folder, manifest = open_shards(config.shards, run, model.mode)
     _validate(config, folder, manifest)
+    wandb = _choose_wandb(config, run)
     recordings = read_recordings(folder, manifest, config.split)
     held_out = [recording.frames for recording in recordings if len(recording.frames) > 1]
     train = read_training_speech(folder, manifest)
@@ -146,6 +162,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         save_figure(plot_evaluation(evaluation), config.figure)
     if config.json:
         write_json(config.json, evaluation)
+    if wandb and (wandb_run := reopen_wandb(wandb, run.path)):
+        wandb_run.summarize(summarize_evaluation(evaluation))
+        wandb_run.close()
     return evaluation
 
 
@@ -162,6 +181,17 @@ def _validate(config: EvaluateConfig, folder: Path, manifest: Manifest) -> None:
         for flag, value in (("babble-seconds", config.babble_seconds), ("training-windows", config.training_windows)):
             if value:
                 raise ValueError(f"--{flag} {value:g} needs a training split, which {folder} lacks. Use --{flag} 0.")
+
+
+def _choose_wandb(config: EvaluateConfig, run: RunFolder) -> WandbConfig | None:
+    """Return the W&B settings of the run, with the mode that the user chose; None if it has no W&B run."""
+    mode = config.wandb.mode
+    if not (run.path / WANDB_ID).is_file() or not run.config.is_file():
+        if mode in ("online", "offline"):
+            raise ValueError(f"--wandb.mode {mode} has no effect: {run.path} has no W&B run. Remove the flag.")
+        return None
+    settings = build_config(WandbConfig, run.read_config().get("wandb", {}))
+    return settings if mode == "auto" else replace(settings, mode=mode)
 
 
 def _measure(

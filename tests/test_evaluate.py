@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from babble import evaluate as evaluate_module
 from babble.codec.frames import MODES
 from babble.data import streaming
 from babble.data.shards import Manifest, Segment, read_manifest, read_recordings, write_manifest, write_shards
-from babble.evaluate import EvaluateConfig, evaluate, read_training_speech
+from babble.evaluate import EvaluateConfig, EvaluationWandbConfig, evaluate, read_training_speech
 from babble.evaluation import classifier, comparison
+from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
 from babble.model.babbler import ModelConfig
 from babble.run_folder import PRETRAINED, RunFolder
@@ -84,6 +86,9 @@ def test_babble_is_compared_with_real_speech_and_references(speech_shards: Path,
     assert accuracies["babble"]["1"]["accuracy"] > 0.75
     assert accuracies["babble"]["1"]["clips"] == 20
     assert accuracies["babble"]["16"] is None
+    summary = summarize_evaluation(evaluation)
+    assert summary["evaluation/test/classifier_accuracy/1_s"] == accuracies["babble"]["1"]["accuracy"]
+    assert {"evaluation/test/babble/pitch_hz", "evaluation/test/real/distance"} <= summary.keys()
     table = format_evaluation(evaluation)
     assert "classifier accuracy against held-out speech (0.5 = chance)" in table
     assert "too short" in table
@@ -157,6 +162,31 @@ def test_a_checkpoint_file_is_evaluated_alone(speech_shards: Path, tmp_path: Pat
     assert inside["run"] == str(run.path)
     with pytest.raises(ValueError, match="comes without shards"):
         evaluate(EvaluateConfig(run=tmp_path / "alone.ckpt", babble_seconds=0))
+
+
+def test_a_failure_of_wandb_does_not_fail_the_evaluation(
+    speech_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    import wandb
+
+    opened = []
+
+    def fail(**settings: Any) -> None:
+        opened.append(settings)
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    run = make_run(tmp_path / "run", speech_shards)
+    config = EvaluateConfig(run=run.path, babble_seconds=0)
+    evaluation = evaluate(config)
+    with pytest.raises(ValueError, match=r"--wandb\.mode offline has no effect"):
+        evaluate(replace(config, wandb=EvaluationWandbConfig("offline")))
+    (run.path / "wandb_id").write_text("0a1b2c3d")
+    evaluate(replace(config, wandb=EvaluationWandbConfig("off")))
+    assert opened == []
+    assert evaluate(config) == evaluation
+    assert [settings["id"] for settings in opened] == ["0a1b2c3d"]
+    assert "the disk is full" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

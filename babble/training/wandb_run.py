@@ -28,6 +28,8 @@ from babble.codec.frames import SAMPLE_RATE_HZ
 STEP = "trainer/global_step"
 SAMPLES = "samples/samples"
 DEFAULT_SERVER = "https://api.wandb.ai"
+# The file in a run folder that holds the id of its W&B run.
+WANDB_ID = "wandb_id"
 # By default W&B waits a minute and a half at the start, and forever at the end.
 OPEN_SECONDS = 20.0
 CLOSE_SECONDS = 60.0
@@ -223,26 +225,36 @@ def open_wandb(
         notes: of the run.
         tags: by which runs can be filtered.
     """
+    id_file = folder / WANDB_ID
+    if not id_file.is_file():
+        id_file.write_text(os.urandom(4).hex())
+    about = {"name": name, "group": config.group, "config": settings, "job_type": job_type, "notes": notes}
+    return _open(config, folder, {**about, "tags": list(tags)})
+
+
+def reopen_wandb(config: WandbConfig, folder: Path) -> WandbRun | None:
+    """Return the W&B run of a folder, its name, settings and tags unchanged; None without one, and as `open_wandb`.
+
+    Args:
+        config: W&B settings; project and entity must be those of the run.
+        folder: the folder that `open_wandb` was given.
+    """
+    return _open(config, folder, {}) if (folder / WANDB_ID).is_file() else None
+
+
+def _open(config: WandbConfig, folder: Path, about: dict[str, Any]) -> WandbRun | None:
     mode = config.find_mode()
     if mode == "off":
         return None
     # By default, copies of the files in tables would be left in the home folder.
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
-    id_file = folder / "wandb_id"
-    if not id_file.is_file():
-        id_file.write_text(os.urandom(4).hex())
     options: dict[str, Any] = {
         "dir": folder,
-        "name": name,
-        "id": id_file.read_text(),
+        "id": (folder / WANDB_ID).read_text(),
         "resume": "allow",
         "project": config.project,
         "entity": config.entity,
-        "group": config.group,
-        "config": settings,
-        "job_type": job_type,
-        "notes": notes,
-        "tags": list(tags),
+        **about,
     }
     try:
         run, is_online = _init(options, mode)

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -22,6 +23,7 @@ import yaml
 
 from babble.cli import config_to_dict
 from babble.data.loaders import DataConfig
+from babble.evaluate import EvaluateConfig, evaluate
 from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.reporting.workspace import describe
@@ -118,6 +120,17 @@ def test_an_offline_run_holds_every_chart(offline: RunFolder) -> None:
     assert len(bits) == 3
     (summary,) = (r["update"] for r in _records(offline.path, "summary") if "best/bits_per_frame" in r["update"])
     assert summary["best/bits_per_frame"] == pytest.approx(min(bits))
+
+
+def test_an_evaluation_adds_its_metrics_to_the_summary_of_the_run(offline: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(offline.path, tmp_path / "run", ignore=shutil.ignore_patterns("offline-run-*")))
+    evaluation = evaluate(EvaluateConfig(run=run.path, split="test", babble_seconds=0))
+    updates = {name: v for r in _records(run.path, "summary") for name, v in r["update"].items()}
+    assert updates["evaluation/test/bits_per_frame"] == evaluation["held_out"]["bits_per_frame"]
+    assert "evaluation/test/baseline/bits_per_frame/bigram" in updates
+    (record,) = _records(run.path, "run")
+    assert record["run_id"] == (offline.path / "wandb_id").read_text()
+    assert not record.keys() & {"display_name", "tags", "notes"}
 
 
 def test_baselines_are_lines_from_the_first_step_to_the_last(offline: RunFolder) -> None:
