@@ -1,9 +1,9 @@
-"""The settings of a sweep, and the plan that is made of them once, before any trial.
+"""The settings of a sweep, and the plan made from them before the first trial.
 
     plan = plan_sweep(SweepConfig(space={"model.units": {"choice": [8, 16]}}), training, complete)
 
 1. `SweepConfig`: what the user sets.
-2. `plan_sweep`: validates it against the settings of babble.train and returns a `SweepPlan`, which never changes.
+2. `plan_sweep`: validates it together with the settings of babble.train and returns an immutable `SweepPlan`.
 """
 
 import math
@@ -153,8 +153,8 @@ def plan_sweep(
 ) -> SweepPlan:
     """Return the plan of a sweep.
 
-    Every choice and both ends of every range are tried out: of a grid all combinations, otherwise each value next to
-    the first values of the other axes.
+    Every choice and both ends of every range are validated: all combinations of a grid; otherwise each value together
+    with the first values of the other axes.
 
     Args:
         config: the settings of the sweep.

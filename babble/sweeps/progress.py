@@ -25,7 +25,7 @@ class SweepProgress:
         self.metric = monitor.removeprefix("val/")
         self._states: dict[str, str] = {row.trial: row.state for row in known}
         # None: no bar where stderr is not a terminal.
-        self._bar = tqdm(total=num_trials, bar_format="{bar:20}| {n_fmt} of {total_fmt} trials{postfix}", disable=None)
+        self._bar = tqdm(total=num_trials, bar_format="|{bar:20}| {desc}", disable=None)
 
     def show(self, rows: Sequence[TrialRow]) -> None:
         """Show the trials' states."""
@@ -35,7 +35,7 @@ class SweepProgress:
                     print(f"{self._describe(row)}; {self._summarize(rows)}", file=sys.stdout, flush=True)
             self._states[row.trial] = row.state
         self._bar.n = sum(row.state in ENDED for row in rows)
-        self._bar.set_postfix_str(self._summarize(rows))
+        self._bar.set_description_str(self._summarize(rows))
 
     def close(self) -> None:
         """Leave the bar on the terminal as it is."""

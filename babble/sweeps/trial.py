@@ -244,7 +244,7 @@ class SweepCallback(tune.Callback):
         return self.__dict__ | {"progress": None}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Take over the states of all trials.
+        """Update trials.csv, the progress and the kept checkpoints from the states of all trials.
 
         Not at the end of the experiment: by then Tune has marked the running trials of a stopped sweep as ended.
         """

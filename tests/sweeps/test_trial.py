@@ -54,7 +54,7 @@ def test_half_a_line_is_read_when_it_is_whole_and_a_replaced_file_from_its_begin
     assert [(v.value, v.best) for v in reader.read()] == [(40.0, 40.0), (35.0, 35.0), (34.0, 34.0)]
 
 
-def test_a_trial_does_not_take_itself_for_a_task_of_slurm(monkeypatch: pytest.MonkeyPatch):
+def test_a_trial_runs_without_the_variables_of_slurm_and_torchrun(monkeypatch: pytest.MonkeyPatch):
     for name in ("SLURM_PROCID", "LOCAL_RANK", "MASTER_ADDR", "CUDA_VISIBLE_DEVICES", "KEPT"):
         monkeypatch.setenv(name, "1")
     assert make_environment(gpus=1)["CUDA_VISIBLE_DEVICES"] == "1"
