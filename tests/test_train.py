@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from babble.cli import CommandError, Interrupted, config_to_dict
 from babble.data.loaders import DataConfig
@@ -24,6 +25,7 @@ from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
 from babble.train import _write_report, train
 from babble.training import config as config_module
+from babble.training import samples as samples_module
 from babble.training.config import ComputeConfig, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
 from babble.training.module import OptimConfig
@@ -52,6 +54,14 @@ def _config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
         wandb=WandbConfig(mode="off"),
     )
     return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write empty pictures: plots take most of the time of such a small training."""
+    for name in ("plot_speech", "plot_progression"):
+        monkeypatch.setattr(samples_module, name, lambda *args, **options: None)
+    monkeypatch.setattr(samples_module, "save_figure", lambda figure, path: Image.new("P", (1, 1)).save(path))
 
 
 def _checkpoint(run: Path, which: str = "last") -> dict[str, Any]:
@@ -132,6 +142,7 @@ def _train_with_stops(config: TrainConfig, stops: Iterable[int]) -> TrainResult:
     return train(config)
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("stops", [[1, 4, 6, 20], [2, 8, 9, 19]], ids=str)
 def test_a_run_stopped_between_any_two_steps_ends_with_the_same_weights(
     stops: list[int], undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
@@ -141,6 +152,7 @@ def test_a_run_stopped_between_any_two_steps_ends_with_the_same_weights(
     _assert_same_run(tmp_path / "stopped", undisturbed.run)
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize(
     ("steps", "stops"), [(16, (3, 8, 15, 16)), (18, (12, 17, 18))], ids=["at the end of an epoch", "within an epoch"]
 )
@@ -174,6 +186,7 @@ def rich(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
     return train(_rich_config(speech_shards, tmp_path_factory.mktemp("runs"), "rich"))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_streams_noise_and_averaged_weights_survive_a_stop(rich: TrainResult, speech_shards: Path, tmp_path: Path):
     config = _rich_config(speech_shards, tmp_path, "stopped")
     assert _train_with_stops(config, [2, 6, 8, 9, 19]).best == rich.best
@@ -193,6 +206,7 @@ def test_bits_per_frame_and_learning_rate_are_logged_for_training_batches(rich: 
     assert rates[0] < 0.002
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_training_that_diverges_ends_with_advice(speech_shards: Path, tmp_path: Path):
     config = _rich_config(speech_shards, tmp_path, "diverges")
     config = dataclasses.replace(config, optim=OptimConfig(name="sgd", lr=1e30, clip_norm=None))
@@ -202,11 +216,16 @@ def test_a_training_that_diverges_ends_with_advice(speech_shards: Path, tmp_path
     assert not (tmp_path / "diverges" / "finished.json").exists()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_checkpoints_hold_the_averaged_weights(rich: TrainResult, speech_shards: Path, tmp_path: Path):
     last = _checkpoint(rich.run)
     averaged, current = last["state_dict"], last["current_model_state"]
     name = "model.layers.0.rnn.weight_hh_l0"
     assert not torch.equal(averaged[name], current[name])
+    # The last validation is the best one, after the last step.
+    best = _checkpoint(rich.run, "best")
+    assert best["global_step"] == last["global_step"]
+    assert torch.equal(best["state_dict"][name], averaged[name])
     plain = _rich_config(speech_shards, tmp_path, "plain")
     plain = dataclasses.replace(plain, optim=dataclasses.replace(plain.optim, ema_decay=None))
     # Averaging does not change the training.
@@ -271,6 +290,7 @@ def test_a_run_folder_in_use_is_rejected(speech_shards: Path, tmp_path: Path):
         train(config)
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("source", ["folder", "file"])
 def test_initial_weights_come_from_a_run_or_a_checkpoint(
     source: str, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
@@ -300,6 +320,7 @@ def test_initial_weights_that_can_not_be_loaded_are_rejected(
     assert not (tmp_path / "child").exists()
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("damage", ["half", "a byte", "missing"])
 def test_if_the_last_checkpoint_is_damaged_the_previous_one_is_used(
     damage: str, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -326,6 +347,7 @@ def test_if_the_last_checkpoint_is_damaged_the_previous_one_is_used(
     _assert_same_run(tmp_path / "damaged", undisturbed.run)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_run_without_a_valid_checkpoint_does_not_start_over_silently(speech_shards: Path, tmp_path: Path):
     config = _config(speech_shards, tmp_path, "damaged", stop=StopConfig(steps=2))
     with _stop_after(1):
@@ -335,6 +357,7 @@ def test_a_run_without_a_valid_checkpoint_does_not_start_over_silently(speech_sh
         train(config)
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_run_ends_without_improvement_and_after_its_hours(speech_shards: Path, tmp_path: Path):
     still = _config(
         speech_shards, tmp_path, "still", optim=OptimConfig(name="sgd", lr=1e-30), stop=StopConfig(patience=2)
@@ -437,6 +460,7 @@ def test_relative_paths_are_stored_absolute(tmp_path: Path, monkeypatch: pytest.
     assert config.init_from == tmp_path / "runs" / "parent"
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_resumed_run_is_the_same_wandb_run(speech_shards: Path, tmp_path: Path):
     config = _config(speech_shards, tmp_path, "logged", wandb=WandbConfig(mode="offline"))
     with _stop_after(3):

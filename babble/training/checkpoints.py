@@ -16,12 +16,13 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
 
 from babble.cli import CommandError
 from babble.files import replacing
@@ -60,12 +61,25 @@ def save_checkpoint(trainer: pl.Trainer, path: Path, previous: Path | None = Non
         trainer: saves its own state.
         path: the file.
         previous: where the old file at `path` is kept; None to replace it.
-        weights_only: save only what `build_model` needs.
+        weights_only: save only what `build_model` needs: the averaged weights, if the training keeps an average.
     """
-    with replacing(path) if trainer.is_global_zero else contextlib.nullcontext(path) as target:
+    # Lightning itself puts the average into a checkpoint that has everything, but not into one of weights only.
+    weights = averaged_weights(trainer) if weights_only else contextlib.nullcontext()
+    with weights, replacing(path) if trainer.is_global_zero else contextlib.nullcontext(path) as target:
         trainer.save_checkpoint(target, weights_only=weights_only)
         if previous and trainer.is_global_zero and path.is_file():
             path.replace(previous)
+
+
+@contextlib.contextmanager
+def averaged_weights(trainer: pl.Trainer) -> Iterator[None]:
+    """Use the averaged weights inside the block, if the training keeps an average."""
+    averagings = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+    for averaging in averagings:
+        averaging._swap_models(trainer.lightning_module)
+    yield
+    for averaging in averagings:
+        averaging._swap_models(trainer.lightning_module)
 
 
 class RankState(Checkpoint):

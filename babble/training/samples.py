@@ -13,15 +13,13 @@ The same is logged to W&B. The means of the statistics are logged as metrics, `s
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import soundfile
-from pytorch_lightning.callbacks import WeightAveraging
 
 from babble.codec.codec2 import decode_frames, read_c2, write_c2
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode
@@ -34,6 +32,7 @@ from babble.reporting.plots.figures import save_figure
 from babble.reporting.plots.progression import plot_progression
 from babble.reporting.plots.speech import plot_speech
 from babble.run_folder import RunFolder
+from babble.training.checkpoints import averaged_weights
 from babble.training.metrics import WandbMetrics
 from babble.training.unfreezing import Stage, ends_stage
 
@@ -119,17 +118,6 @@ def has_samples(epoch: int, every_epochs: int, stages: tuple[Stage, ...]) -> boo
     return ends_stage(epoch, stages) or (every_epochs > 0 and (epoch + 1) % every_epochs == 0)
 
 
-@contextmanager
-def averaged_weights(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
-    """Use the averaged weights inside the block, if the training keeps an average."""
-    averagings = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
-    for averaging in averagings:
-        averaging._swap_models(pl_module)
-    yield
-    for averaging in averagings:
-        averaging._swap_models(pl_module)
-
-
 class SampleWriter(pl.Callback):
     """Continues the run's prompts at the end of the epochs of `has_samples`, and of the training.
 
@@ -196,7 +184,7 @@ class SampleWriter(pl.Callback):
         was_training = pl_module.training
         pl_module.eval()
         sampling = Sampling.for_mode(self.mode, temperature=str(self.config.temperature))
-        with averaged_weights(trainer, pl_module):
+        with averaged_weights(trainer):
             generated_BTF = generate_frames(pl_module.model, prompts_BTF, self.config.frames, sampling)
         pl_module.train(was_training)
         clips = list(np.concatenate([prompts_BTF, generated_BTF], axis=1))

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Timer
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment  # type: ignore[attr-defined]
 from pytorch_lightning.strategies import DDPStrategy
@@ -225,8 +224,9 @@ def build_trainer(config: TrainConfig, topology: Topology, callbacks: list[pl.Ca
     ddp = DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.before_unfreezing == "bypassed")
     # Lightning's own requeueing saves inside the signal handler, which deadlocks: slurm/train.sh requeues.
     environment = SLURMEnvironment(auto_requeue=False) if topology.is_started_by_srun else LightningEnvironment()
+    _check_precision(config)
     try:
-        trainer = pl.Trainer(
+        return pl.Trainer(
             accelerator=config.compute.accelerator,
             devices=topology.devices,
             num_nodes=topology.nodes,
@@ -253,12 +253,12 @@ def build_trainer(config: TrainConfig, topology: Topology, callbacks: list[pl.Ca
                 "compute.accelerator=gpu: PyTorch finds no GPU on this machine. Use --compute.accelerator cpu."
             ) from None
         raise ValueError(f"compute: {' '.join(str(error).split())}") from None
-    _check_precision(config, trainer)
-    return trainer
 
 
-def _check_precision(config: TrainConfig, trainer: pl.Trainer) -> None:
-    if not isinstance(trainer.accelerator, CPUAccelerator):
+def _check_precision(config: TrainConfig) -> None:
+    """Raise if this CPU can not compute with the precision; Lightning would use another, or fail in the first step."""
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if config.compute.accelerator != "cpu" and has_gpu:
         return
     if config.compute.precision == "16-mixed":
         raise ValueError("compute.precision=16-mixed needs a GPU. On a CPU use 32-true, or bf16-mixed.")

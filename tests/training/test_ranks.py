@@ -23,7 +23,7 @@ SETTINGS = {
     "optim": {"lr": 0.01, "schedule": "cosine", "warmup_steps": 2},
     "unfreezing": [{"layers": [1], "epochs": 2}, {"layers": [1, 2], "epochs": 2}, {"layers": [3]}],
     "stop": {"epochs": 7},
-    "samples": {"every_epochs": 0},
+    "samples": {"every_epochs": 0, "prompts": 1, "prompt_frames": 20, "frames": 20},
     "log_every_steps": 1,
     "compute": {"accelerator": "cpu", "precision": "64-true", "threads": 1, "devices": 1},
     "wandb": {"mode": "off"},
