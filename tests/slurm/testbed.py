@@ -1,4 +1,4 @@
-"""A real Slurm of three nodes on this machine: what the tests of slurm/ do with it."""
+"""A real Slurm cluster of three nodes on this machine: start and stop it, submit jobs, wait for them, kill a node."""
 
 import os
 import subprocess
@@ -10,27 +10,29 @@ from pathlib import Path
 
 from paths import ROOT
 
-# BABBLE_SLURM_TESTBED names the program that brings the cluster up and down.
+# BABBLE_SLURM_TESTBED names the program that starts ("up") and stops ("down") the cluster.
 TESTBED = Path(os.environ.get("BABBLE_SLURM_TESTBED", ROOT.parent / "shared/slurm-testbed/slurm-testbed"))
-# A job takes the project's .venv, and where there is none the Python that runs the tests.
+# A job uses the project's .venv or, without one, the Python that runs the tests.
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 ENVIRONMENT = {**os.environ, "TESTBED_NODES": "3", "PATH": PATH}
-# One core a process, no GPU: what the machine has, whatever the nodes claim.
+# One core per process and no GPU, as on the real machine: the nodes claim more.
 SMALL = ("--gpus-per-node=0", "--cpus-per-task=1")
+# A job that takes longer is stuck: a test must end, and shut the cluster down.
+STUCK_SECONDS = 1800
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """The cluster as a user sees it, from one directory.
+    """Slurm's commands, run in one folder.
 
     Attributes:
-        folder: where jobs are submitted.
+        folder: where jobs are submitted and run.
     """
 
     folder: Path
 
     def submit(self, *words: object, **environment: str) -> str:
-        """Submit a script of slurm/, sbatch's flags before it; return the job's id."""
+        """Submit a script, after flags for sbatch and before its own arguments; return the job's id."""
         command = ["sbatch", "--parsable", *map(str, words)]
         done = subprocess.run(
             command, cwd=self.folder, env=ENVIRONMENT | environment, capture_output=True, text=True, check=True
@@ -38,22 +40,22 @@ class Slurm:
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
-        """Return what Slurm calls the job's state."""
+        """Return the job's state, e.g. RUNNING."""
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
         return shown.split("JobState=")[1].split()[0]
 
     def log(self, job: str) -> str:
-        """Return what the job has written so far."""
+        """Return the job's output so far."""
         path = self.folder / f"slurm-{job}.out"
         return path.read_text() if path.is_file() else ""
 
-    def wait(self, job: str, condition: Callable[[], object] | None = None, seconds: float = 600) -> str:
+    def wait(self, job: str, condition: Callable[[], object] | None = None) -> str:
         """Wait until the job has ended, or until a condition holds; return its state.
 
         Raises:
-            AssertionError: it takes too long, or the job ends before the condition holds; with the job's log.
+            AssertionError: it takes too long, or the job ends before the condition holds; the message holds its log.
         """
-        end = time.monotonic() + seconds
+        end = time.monotonic() + STUCK_SECONDS
         while time.monotonic() < end:
             state = self.state(job)
             if condition is not None and condition():
@@ -62,31 +64,40 @@ class Slurm:
                 assert condition is None, f"job {job}: {state}\n{self.log(job)}"
                 return state
             time.sleep(0.2)
-        raise AssertionError(f"job {job} is {self.state(job)} after {seconds} s\n{self.log(job)}")
+        raise AssertionError(f"job {job} is {self.state(job)} after {STUCK_SECONDS} s\n{self.log(job)}")
 
-    def complete(self, job: str, seconds: float = 600) -> str:
-        """Wait until the job has ended well; return its log."""
-        assert self.wait(job, seconds=seconds) == "COMPLETED", self.log(job)
+    def complete(self, job: str) -> str:
+        """Wait until the job has succeeded; return its log."""
+        assert self.wait(job) == "COMPLETED", self.log(job)
         return self.log(job)
 
 
-def why_not() -> str:
-    """Bring the cluster up; return why this machine does not allow it, nothing where it does."""
+def find_obstacle() -> str:
+    """Start the cluster; return why this machine does not allow one, or "" if it does."""
     done = subprocess.run([TESTBED, "up"], env=ENVIRONMENT, capture_output=True, text=True)
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     allowed = ("must run as root", "CAP_NET_ADMIN", "already has a Slurm")
-    assert done.returncode == 0 or any(cause in said for cause in allowed), said
-    return said.strip().splitlines()[-1] if done.returncode else ""
+    assert done.returncode == 0 or any(cause in output for cause in allowed), output
+    return output.strip().splitlines()[-1] if done.returncode else ""
 
 
-def bring(direction: str) -> None:
-    """Bring the cluster "up", repaired where it was damaged, or "down"."""
-    done = subprocess.run([TESTBED, direction], env=ENVIRONMENT, capture_output=True, text=True)
+def start_cluster() -> None:
+    """Start the cluster, or the nodes of it that are down."""
+    _run_testbed("up")
+
+
+def stop_cluster() -> None:
+    """Stop the cluster."""
+    _run_testbed("down")
+
+
+def _run_testbed(command: str) -> None:
+    done = subprocess.run([TESTBED, command], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def kill_node(name: str) -> None:
-    """Kill a node as a power cut does, and have Slurm know at once."""
+    """Kill all processes of a node, as a power failure does, and report it to Slurm at once."""
     directory = Path(ENVIRONMENT.get("TESTBED_DIR", "/tmp/slurm-testbed"))
     pid = (directory / "run" / f"{name}.pid").read_text().split()[0]
     subprocess.run(["kill", "-KILL", pid], check=True)
