@@ -65,9 +65,14 @@ def measure_training_error_2017(
         recordings: training recordings (T, F).
         num_windows: number of windows, spread evenly over all recordings.
         window_frames: number of frames of context before the predicted frame.
+
+    Raises:
+        ValueError: no recording is longer than a window.
     """
     frames = np.concatenate(recordings)
     starts = window_starts([len(recording) for recording in recordings], window_frames, hop_frames=1)
+    if not len(starts):
+        raise ValueError(f"no training recording is longer than a window of {window_frames} frames.")
     chosen = starts[np.linspace(0, len(starts) - 1, min(num_windows, len(starts))).astype(int)]
     total = 0.0
     for first in range(0, len(chosen), WINDOWS_PER_BATCH):

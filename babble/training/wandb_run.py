@@ -225,9 +225,6 @@ def open_wandb(
         notes: of the run.
         tags: by which runs can be filtered.
     """
-    id_file = folder / WANDB_ID
-    if not id_file.is_file():
-        id_file.write_text(os.urandom(4).hex())
     about = {"name": name, "group": config.group, "config": settings, "job_type": job_type, "notes": notes}
     return _open(config, folder, {**about, "tags": list(tags)})
 
@@ -248,9 +245,12 @@ def _open(config: WandbConfig, folder: Path, about: dict[str, Any]) -> WandbRun 
         return None
     # By default, copies of the files in tables would be left in the home folder.
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
+    id_file = folder / WANDB_ID
+    if not id_file.is_file():
+        id_file.write_text(os.urandom(4).hex())
     options: dict[str, Any] = {
         "dir": folder,
-        "id": (folder / WANDB_ID).read_text(),
+        "id": id_file.read_text(),
         "resume": "allow",
         "project": config.project,
         "entity": config.entity,

@@ -28,6 +28,8 @@ def test_the_2017_training_error_is_that_of_the_frame_after_each_window():
             guess = model.head.predict(model(window[:, :-1])[0][:, -1])
             by_hand.append((guess - window[:, -1]).abs().mean().item())
     assert measure_training_error_2017(model, recordings, 1000, 10) == pytest.approx(np.mean(by_hand), rel=1e-5)
+    with pytest.raises(ValueError, match="no training recording is longer than a window of 30 frames"):
+        measure_training_error_2017(model, recordings, 1000, 30)
 
 
 def _sharp_model(head: str) -> Babbler:
