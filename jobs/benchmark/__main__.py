@@ -13,7 +13,6 @@ alike; the median of the ratios counts. Use an idle machine. Out: a table, and J
 as MISS and is not an error. Linux only.
 """
 
-import functools
 import os
 import signal
 import sys
@@ -71,10 +70,14 @@ def benchmark(config: BenchmarkConfig) -> None:
         write_json(config.json, {**facts, "measurements": [m.to_dict() for m in measurements]})
 
 
+def _interrupt() -> None:
+    # Not by SIGINT: in the background, shells start programs with that ignored.
+    raise KeyboardInterrupt
+
+
 def _benchmark_until_stopped(config: BenchmarkConfig) -> None:
     # SIGTERM stops like Ctrl-C: what was measured so far is worth nothing, but temporary folders have to be removed.
-    interrupt = functools.partial(signal.raise_signal, signal.SIGINT)
-    with StopRequest("ending the benchmark").watching(signal.SIGTERM, on_request=interrupt):
+    with StopRequest("ending the benchmark").watching(signal.SIGTERM, on_request=_interrupt):
         benchmark(config)
 
 
