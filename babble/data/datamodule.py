@@ -48,13 +48,13 @@ class SpeechData(pl.LightningDataModule):
     def _check_splits(self) -> None:
         if not self._lengths:
             raise ValueError(
-                f"{self.folder} has no training recordings: it can be used for evaluation only. Preprocess again with "
-                "recordings that are in neither split.validation nor split.test."
+                f"{self.folder} has no training recordings: it can be used for evaluation only. Preprocess to a new "
+                "folder, with recordings that are in neither split.validation nor split.test."
             )
         if max(self.manifest.split_lengths("validation"), default=0) < 2:
             raise ValueError(
-                f"{self.folder} has no validation recordings, on which the metrics are measured. Preprocess again with "
-                "a validation split."
+                f"{self.folder} has no validation recordings, on which the metrics are measured. Preprocess to a new "
+                "folder, with a validation split."
             )
         if self._make_plan().num_windows == 0:
             raise ValueError(

@@ -192,13 +192,15 @@ def read_manifest(folder: Path) -> Manifest:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"{path} is not a manifest of babble. Was the folder made by another program?") from None
     if found != FORMAT:
-        raise ValueError(f"{path} has format {found}, this version of babble reads format {FORMAT}: preprocess again.")
+        raise ValueError(
+            f"{path} has format {found}, this version of babble reads format {FORMAT}: preprocess to a new folder."
+        )
     shards = [ShardFacts(**shard) for shard in value["shards"]]
     missing = [shard.name for shard in shards if not (folder / shard.name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{folder}: {len(missing)} of {len(shards)} shards in its manifest are missing, the first is {missing[0]}. "
-            "Copy it again or preprocess again."
+            "Copy it again, or preprocess to a new folder."
         )
     return Manifest(get_mode(value["mode"]), value["settings"], value["recordings"], shards, value["failures"])
 
@@ -276,7 +278,7 @@ def read_entry(path: Path, location: np.ndarray, mode: Mode) -> Segment:
 
 
 def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
-    return ValueError(f"{path} is damaged: {error.args[0]}. Copy it again or preprocess again.")
+    return ValueError(f"{path} is damaged: {error.args[0]}. Copy it again, or preprocess to a new folder.")
 
 
 def _parse_entry(entry: dict[str, Any], mode: Mode, where: str) -> Segment:
@@ -284,7 +286,9 @@ def _parse_entry(entry: dict[str, Any], mode: Mode, where: str) -> Segment:
         raise ValueError(f"{where} lacks its .c2 or its .json: the shard is damaged.")
     packets, found = parse_c2(entry["c2"], where)
     if found != mode:
-        raise ValueError(f"{where} has mode {found.name}, but the manifest says {mode.name}: preprocess again.")
+        raise ValueError(
+            f"{where} has mode {found.name}, but the manifest says {mode.name}: preprocess to a new folder."
+        )
     about = json.loads(entry["json"])
     frames = unpack_packets(packets, mode)
     if len(frames) != about["frames"]:
@@ -326,7 +330,9 @@ def read_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray
     """
     recordings = read_recordings(folder, manifest, split)
     if [len(recording.frames) for recording in recordings] != manifest.split_lengths(split):
-        raise ValueError(f"{folder}: the manifest's {split} recordings do not match its shards: preprocess again.")
+        raise ValueError(
+            f"{folder}: the manifest's {split} recordings do not match its shards: preprocess to a new folder."
+        )
     no_frames = np.empty((0, manifest.mode.num_fields), np.int16)
     levels = [no_frames, *(recording.frames for recording in recordings)]
     return _view_recordings(np.concatenate(levels, dtype=np.int16, casting="unsafe"), manifest, split)

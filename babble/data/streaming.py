@@ -46,7 +46,9 @@ def find_segments(manifest: Manifest, split: str) -> list[ShardSegment]:
     for frames in manifest.split_lengths(split):
         while frames:
             if shard == len(shards):
-                raise ValueError(f"the manifest's {split} recordings are longer than its shards: preprocess again.")
+                raise ValueError(
+                    f"the manifest's {split} recordings are longer than its shards: preprocess to a new folder."
+                )
             taken = min(frames, (shards[shard].entries - entry) * SEGMENT_FRAMES)
             segments.append(ShardSegment(shard, entry, taken))
             frames -= taken
@@ -55,7 +57,7 @@ def find_segments(manifest: Manifest, split: str) -> list[ShardSegment]:
                 shard, entry = shard + 1, 0
     counted = np.bincount([s.shard for s in segments], [s.frames for s in segments], len(shards))
     if not np.array_equal(counted, [facts.frames for facts in shards]):
-        raise ValueError(f"the manifest's {split} recordings do not match its shards: preprocess again.")
+        raise ValueError(f"the manifest's {split} recordings do not match its shards: preprocess to a new folder.")
     return segments
 
 
@@ -117,7 +119,7 @@ class ShardFrames:
         if len(frames) != min(SEGMENT_FRAMES, segment.frames - number * SEGMENT_FRAMES):
             raise ValueError(
                 f"{path}: entry {key[1]} has {len(frames)} frames, which its manifest contradicts: copy the shards "
-                "again or preprocess again."
+                "again, or preprocess to a new folder."
             )
         self.entries[key] = frames
         if len(self.entries) > self.max_entries:

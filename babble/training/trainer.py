@@ -154,6 +154,9 @@ def build_training(config: TrainConfig, topology: Topology, request: StopRequest
         )
     pl.seed_everything(config.seed, verbose=False)
     module = BabbleModule(config.model, data.mode, config.optim, total_steps)
+    if config.compute.precision == "64-true":
+        # Before Lightning does: it loads a checkpoint first, and would round its weights to 32 bits.
+        module.double()
     if config.init_from:
         _load_weights(module, config.init_from)
     trainer = build_trainer(config, topology, build_callbacks(config, data, module, request, total_steps))
@@ -341,18 +344,23 @@ def describe_start(
     processes = f"{topology.world_size} process{'es' * (topology.world_size > 1)}"
     nodes = f" on {topology.nodes} nodes" * (topology.nodes > 1)
     layers = f"{model.num_layers} {model.cell} layer{'s' * (model.num_layers > 1)} of {model.units} units"
-    values = ", ".join(f"{values[metric]:.3f} ({name})" for name, values in baselines.items() if metric in values)
+    values = ", ".join(
+        f"{name.removesuffix(' baseline')} {values[metric]:.3f}"
+        for name, values in baselines.items()
+        if metric in values
+    )
+    unit = "bits per frame" if metric == "bits_per_frame" else "levels of error"
     rows = {
         "data": f"{data.folder}: {data.describe()}",
         "model": f"{layers}, {model.head} head, {training.weights:,} weights",
-        "baselines": f"{values} {metric.replace('_', ' ')} on validation",
+        "baselines": f"{values} {unit} in validation",
         "compute": f"{processes}{nodes}, {training.trainer.strategy.root_device.type}, {config.compute.precision}",
         "git": git_revision() or "unknown revision",
         "W&B": wandb,
     }
     if config.unfreezing:
         *stages, last = config.unfreezing
-        steps = [f"layers {list(stage.layers)} for {stage.epochs} epochs" for stage in stages]
+        steps = [f"layers {list(stage.layers)} for {stage.epochs} epoch{'s' * (stage.epochs != 1)}" for stage in stages]
         rows["unfreezing"] = ", then ".join([*steps, f"layers {list(last.layers)} to the end"])
     title = f"{training.run.path}: " + ("new run" if resumed_step is None else f"resumes at step {resumed_step}")
     return "\n".join([title, *(f"  {name:<10} {text}" for name, text in rows.items())])

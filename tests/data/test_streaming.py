@@ -59,7 +59,7 @@ def test_segments_match_the_shards(folder: Path) -> None:
     assert sum(segment.frames for segment in segments) == NUM_FRAMES
     shorter = [{**recording, "frames": recording["frames"] - 1} for recording in manifest.recordings]
     for recordings in (shorter, manifest.recordings * 2):
-        with pytest.raises(ValueError, match="preprocess again"):
+        with pytest.raises(ValueError, match="preprocess to a new folder"):
             find_segments(dataclasses.replace(manifest, recordings=recordings), "train")
 
 

@@ -395,6 +395,8 @@ def test_training_validation_and_baselines_share_a_chart_whose_idle_legend_has_v
         ([1000, *(30 - n / 100 for n in range(100)), 500], [], 27, 33),
         # Baselines are in range if they leave the curve half of it.
         ([30, 29, 28, 27], [{"value": 32}, {"value": 44}], 26, 33),
+        # A single value has no shape to lose.
+        ([30], [{"value": 44}], 29, 45),
         # The real voice is what babble should reach.
         ([100, 110], [{"value": 200, "isTarget": True}], 90, 210),
         ([5, 5, None], [], 4, 6),

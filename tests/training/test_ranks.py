@@ -33,6 +33,8 @@ STREAMS = {
     "data": SETTINGS["data"] | {"reading": "streams"},  # type: ignore[operator]
     "unfreezing": [{"layers": [1], "epochs": 2}, {"layers": [1, 2], "epochs": 2}, {"layers": [1, 2, 3]}],
     "before_unfreezing": "bypassed",
+    # Not NAdam: PyTorch computes one of its factors in float32, but in float64 after a training in float64 is resumed.
+    "optim": {"name": "adamw", "lr": 0.01, "schedule": "cosine", "warmup_steps": 2},
 }
 
 

@@ -302,7 +302,7 @@ def _children(pid: int, name: str) -> list[int]:
 
 def test_if_wandbs_process_is_killed_the_training_ends_normally(speech_shards: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "killed")
-    config = _config(speech_shards, tmp_path, "killed", stop=StopConfig(epochs=10))
+    config = _config(speech_shards, tmp_path, "killed", stop=StopConfig(epochs=10), unfreezing=())
     with subprocess.Popen(
         _command(tmp_path, config),
         env=_own_environment(),

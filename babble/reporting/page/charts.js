@@ -13,7 +13,7 @@ function zoomTo({ min, max }) {
 }
 
 // The y-range [low, high] for values: outliers, such as the first losses or a spike, do not flatten the rest.
-// A constant is in range if the curves keep half of the height; the real voice's value, a target, always is.
+// A constant is in range if the curves keep half of the height, or have none; the real voice's value, a target, always is.
 function chooseRange(values, constants) {
   const sorted = values.filter(Number.isFinite).sort((a, b) => a - b);
   if (!sorted.length) return [0, 1];
@@ -23,7 +23,7 @@ function chooseRange(values, constants) {
   const height = high - low;
   for (const { value, isTarget } of constants) {
     const [lower, upper] = [Math.min(low, value), Math.max(high, value)];
-    if (isTarget || upper - lower <= 2 * height) [low, high] = [lower, upper];
+    if (isTarget || !height || upper - lower <= 2 * height) [low, high] = [lower, upper];
   }
   const margin = (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
   return [low - margin, high + margin];
