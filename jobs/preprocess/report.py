@@ -66,8 +66,10 @@ def describe_next(out: Path, manifest: Manifest) -> str:
     """Return the command to run next on this machine, and the time that it takes."""
     hours = manifest.split_hours("train")
     if not hours:
-        command = f"babble.evaluate runs/NAME --shards {shlex.quote(str(out))} --split"
-        return f"next: python -m {command} {'test' if manifest.split_frames('test') else 'validation'}"
+        split = "test" if manifest.split_frames("test") else "validation"
+        # The measures of babble need a training split.
+        flags = f"--shards {shlex.quote(str(out))} --split {split} --babble-seconds 0"
+        return f"next: python -m babble.evaluate runs/NAME {flags}"
     config, time = recommend_config(hours, has_nvidia_gpu())
     where = shlex.join(["--data.shards", str(out), "--name", out.resolve().name])
     return f"next ({time}): python -m babble.train --config {config} {where}"

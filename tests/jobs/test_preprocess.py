@@ -23,6 +23,7 @@ from babble.cli import CommandError
 from babble.codec.codec2 import encode_pcm, write_c2
 from babble.codec.frames import MODES, Mode, get_mode, unpack_packets
 from babble.data.shards import MANIFEST, SPLITS, STAGING, read_manifest, read_recordings
+from babble.evaluate import EvaluateConfig, evaluate
 from babble.ray_cluster import start_ray
 from babble.training.wandb_run import WandbConfig, WandbRun
 from jobs.preprocess import driver, output, report, worker
@@ -548,15 +549,19 @@ def test_shares_on_one_cluster_together_write_the_same_bytes(
     assert "is finished already" in capsys.readouterr().out
 
 
-def test_a_corpus_can_be_for_evaluation_only(book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "shards"
-    preprocess(config([book / "chapter-1.flac", book / "chapter-8.wav"], out, split=SplitConfig(test=("*",))))
+def test_a_corpus_can_be_for_evaluation_only(book: Path, tmp_path: Path) -> None:
+    """The whole command, with a Ray of its own, and what it advises to do next."""
+    out, sources = tmp_path / "shards", (book / "chapter-1.flac", book / "chapter-8.wav")
+    printed, errors = start_command("--sources", *sources, "--split.test", "*", "--out", out).communicate()
+    assert "Traceback" not in errors
     manifest = read_manifest(out)
     assert [recording["split"] for recording in manifest.recordings] == ["test", "test"]
     assert manifest.split_frames("test") == 125 + 300
-    printed = capsys.readouterr().out
     assert "no recordings for training: these shards are for evaluation only" in printed
-    assert f"next: python -m babble.evaluate runs/NAME --shards {out} --split test\n" in printed
+    assert f"next: python -m babble.evaluate runs/NAME --shards {out} --split test --babble-seconds 0\n" in printed
+    evaluation = evaluate(EvaluateConfig(shards=out, split="test", babble_seconds=0))
+    assert 10 < evaluation["held_out"]["bits_per_frame"] < 52
+    assert evaluation["baselines"] == {}
 
 
 def test_wandb_shows_hours_speed_failures_and_fields(
