@@ -24,7 +24,7 @@ class PcmFacts:
     Attributes:
         seconds: its length.
         peak_dbfs: its peak in dB of full scale; above 0 if it was clipped, -inf for digital silence.
-        clipped: share of values that were clipped.
+        clipped: share of values that were clipped: here, or before in the file, where they lie at full scale.
         pauses: share of 20 ms rows below `PAUSE_DBFS`.
         speech_dbfs: root mean square of the other rows; None if there are none.
     """
@@ -45,7 +45,14 @@ class PcmMeter:
 
     def __init__(self) -> None:
         self._values = self._clipped = self._rows = self._speech_rows = 0
+        self._file_values = self._file_clipped = 0
         self._peak = self._speech_power = 0.0
+
+    def count_clipped(self, values: np.ndarray) -> None:
+        """Count clipped values (N,) at the rate of the file, with full scale at 32768."""
+        self._file_values += len(values)
+        if max(values.max(), -values.min()) >= 32766:
+            self._file_clipped += int(np.count_nonzero(np.abs(values) >= 32766))
 
     def add(self, pcm: np.ndarray) -> None:
         """Add one block, float32 (N,) with full scale at 32768, before it is clipped."""
@@ -66,7 +73,7 @@ class PcmMeter:
         return PcmFacts(
             seconds=self._values / SAMPLE_RATE_HZ,
             peak_dbfs=_db((self._peak / 32768) ** 2),
-            clipped=round(self._clipped / max(1, self._values), 6),
+            clipped=round(max(self._clipped / max(1, self._values), self._file_clipped / max(1, self._file_values)), 6),
             pauses=round(1 - self._speech_rows / max(1, self._rows), 4),
             speech_dbfs=_db(self._speech_power / self._speech_rows) if self._speech_rows else None,
         )

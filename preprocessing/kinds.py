@@ -22,6 +22,10 @@ SUFFIXES = (*KINDS, *FRAME_SUFFIXES)
 UNSUPPORTED_SUFFIXES = {".aif", ".aiff", ".amr", ".ape", ".au", ".caf", ".mka", ".ra", ".spx", ".wma", ".webm", ".wv"}
 
 
+class BadRecording(ValueError):
+    """A recording that can't be used; the message is the cause, without the recording's name."""
+
+
 def sniff(head: bytes) -> str | None:
     """Return the kind of audio of a file by its first bytes (at least 12 of them), None if it is unknown.
 

@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from preprocessing.audio import BadRecording
-from preprocessing.kinds import SUFFIXES, UNSUPPORTED_SUFFIXES, read_head, sniff
+from preprocessing.kinds import SUFFIXES, UNSUPPORTED_SUFFIXES, BadRecording, read_head, sniff
 
 COPY_BYTES = 1 << 20
 UNSUPPORTED_SUFFIX = "{} is not supported; convert it, e.g. with ffmpeg to .flac"

@@ -17,8 +17,9 @@ from babble.codec.codec2 import read_c2, silence_frame
 from babble.codec.frames import Mode, unpack_packets
 from babble.data.shards import Manifest, read_manifest, read_recordings
 from babble.run_folder import PRETRAINED, RunFolder
-from preprocessing.audio import BadRecording, open_recording
+from preprocessing.audio import open_recording
 from preprocessing.encode import encode_recording
+from preprocessing.kinds import BadRecording
 
 # Length of a prompt from held-out recordings: 8 s in mode 1300, a window of 2017.
 PROMPT_FRAMES = 200

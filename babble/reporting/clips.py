@@ -19,8 +19,8 @@ from babble.codec.codec2 import read_c2
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, energy_db, lsp_hz, pitch_hz
 from babble.files import read_json
 from babble.run_folder import RunFolder
-from preprocessing.audio import BadRecording, open_recording
-from preprocessing.kinds import FRAME_SUFFIXES
+from preprocessing.audio import open_recording
+from preprocessing.kinds import FRAME_SUFFIXES, BadRecording
 from preprocessing.sources import Source, find_sources, open_source
 
 

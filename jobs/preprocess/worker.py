@@ -20,9 +20,9 @@ import numpy as np
 from babble.codec.codec2 import parse_c2, parse_c2cb
 from babble.codec.frames import Mode, pack_packets
 from jobs.preprocess.staging import Staged
-from preprocessing.audio import MIN_SECONDS, BadRecording, open_recording
+from preprocessing.audio import MIN_SECONDS, open_recording
 from preprocessing.encode import cut_chunks, encode_chunk
-from preprocessing.kinds import FRAME_SUFFIXES
+from preprocessing.kinds import FRAME_SUFFIXES, BadRecording
 from preprocessing.sources import Source, open_source
 
 # What the operating system reports for a full disk and for a full quota.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.audio import BadRecording
+from preprocessing.kinds import BadRecording
 from preprocessing.sources import COPY_BYTES, find_sources, open_source
 
 MP3 = b"\xff\xfb\x90\x00" * 10

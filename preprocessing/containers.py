@@ -1,0 +1,264 @@
+"""A recording's file -> decoded audio in blocks, with PyAV (FFmpeg), to the last byte of the file.
+
+    with open_audio(file, "MP3") as audio:
+        for block in audio.blocks(): ...
+
+FFmpeg decodes packet by packet and continues after damage, tags and zeros, so a file is read to its end whatever its
+headers say about its length. The container's format is that of the file's first bytes: FFmpeg neither guesses it nor
+opens another file.
+
+At the end the decoded length is compared with the length in the header, the length of the packets that gave no audio is
+looked at, and the bytes of all packets are compared with those of the file. A difference is a `BadRecording` or a
+warning.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import IO, Any
+
+import av
+import numpy as np
+
+from preprocessing.kinds import BadRecording
+from preprocessing.lengths import check_mp4_boxes, find_ogg_links, has_mp3_length, inspect_wav
+
+# Not a setting: resampling gives the same values only in blocks of the same size.
+BLOCK_VALUES = 1 << 16
+# A recording that is shorter than its header says by more than this is truncated. Encoders pad by a few thousand
+# values, and decoders remove them. Packets that can't be decoded may have this length together.
+TOLERANCE_SECONDS = 0.5
+# A container's own bytes, its index for example, are at most this share of the file.
+CONTAINER_SHARE = 0.1
+MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000
+
+_FORMATS = {"MP3": "mp3", "FLAC": "flac", "WAV": "wav", "OGG": "ogg", "MP4": "mov", "AAC": "aac"}
+# By convention of WAV, files with so many channels and no names for them are 5.1 and 7.1.
+_SURROUND = (6, 8)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive audio of one sample rate.
+
+    Attributes:
+        rate_hz: sample rate.
+        values_CN: float32 (C, N), C = 1 or 2, with full scale at 1. More than two channels are mixed to one.
+    """
+
+    rate_hz: int
+    values_CN: np.ndarray
+
+
+class _Queue:
+    """Collects decoded frames of one format, and gives them as blocks."""
+
+    def __init__(self, frame: Any) -> None:
+        layout = frame.layout
+        self._rate_hz = frame.sample_rate
+        self._frames = av.AudioFifo()
+        # FFmpeg knows how to mix 5.1 and the like; it would drop the third of three channels without names.
+        is_surround = layout.nb_channels > 2 and (
+            not layout.name.endswith(" channels") or layout.nb_channels in _SURROUND
+        )
+        # To 16 bits, because FFmpeg divides by the sum of the weights for integers only.
+        self._converter = av.AudioResampler("s16", "mono") if is_surround else av.AudioResampler("fltp", layout)
+
+    def add(self, frame: Any) -> Iterator[Block]:
+        # FFmpeg's queue would refuse a frame after a gap in the times.
+        frame.pts = None
+        self._frames.write(frame)
+        while self._frames.samples >= BLOCK_VALUES:
+            yield self._convert(self._frames.read(BLOCK_VALUES))
+
+    def end(self) -> Iterator[Block]:
+        if self._frames.samples:
+            yield self._convert(self._frames.read(0, partial=True))
+
+    def _convert(self, frame: Any) -> Block:
+        frame.pts = None
+        values_CN = np.concatenate([part.to_ndarray() for part in self._converter.resample(frame)], axis=1)
+        if values_CN.dtype == np.int16:
+            values_CN = values_CN.astype(np.float32) / 32768
+        elif len(values_CN) > 2:
+            values_CN = values_CN.mean(axis=0, keepdims=True)
+        return Block(self._rate_hz, values_CN)
+
+
+@dataclass
+class Audio:
+    """An open file, whose audio can be read once.
+
+    Attributes:
+        kind: "MP3", "FLAC" ...
+        seconds: length according to the file's header, None if it has none or only an estimate.
+        rate_hz: sample rate according to the header, and of the first block once that is read.
+        channels: number of channels, likewise.
+        is_float: whether the samples are stored as floats, which may exceed full scale.
+        warnings: differences that are no reason to refuse the recording.
+    """
+
+    kind: str
+    seconds: float | None
+    rate_hz: int
+    channels: int
+    is_float: bool
+    _file: IO[bytes]
+    _container: Any
+    _next_parts: list[Any]
+    warnings: list[str] = field(default_factory=list)
+    _decoded_seconds: float = 0.0
+    _lost_seconds: float = 0.0
+    _packet_bytes: int = 0
+    _first_byte: int | None = None
+    _is_cut: bool = False
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the audio in blocks of `BLOCK_VALUES` values; the last one, and those before a new rate, are shorter.
+
+        Raises:
+            BadRecording: damaged or truncated by more than `TOLERANCE_SECONDS`, or with an unusable sample rate.
+        """
+        queue: _Queue | None = None
+        about: tuple[int, str, str] | None = None
+        for frame in self._frames():
+            before, about = about, (frame.sample_rate, frame.layout.name, frame.format.name)
+            if queue is None or about != before:
+                if not MIN_RATE_HZ <= frame.sample_rate <= MAX_RATE_HZ:
+                    raise BadRecording(f"unusable sample rate: {frame.sample_rate} Hz")
+                if queue is None:
+                    self.rate_hz, self.channels = frame.sample_rate, frame.layout.nb_channels
+                else:
+                    yield from queue.end()
+                queue = _Queue(frame)
+            self._decoded_seconds += frame.samples / frame.sample_rate
+            yield from queue.add(frame)
+        if queue is not None:
+            yield from queue.end()
+        self._check_length()
+
+    def _frames(self) -> Iterator[Any]:
+        for container in self._containers():
+            track = container.streams.audio[0].index
+            packets = container.demux()
+            while True:
+                try:
+                    packet = next(packets, None)
+                except av.FFmpegError as error:
+                    where = f"{self._decoded_seconds:.1f} s"
+                    raise BadRecording(f"damaged or truncated after {where}: {explain(error)}") from None
+                if packet is None:
+                    break
+                self._packet_bytes += packet.size
+                if packet.stream.index == track:
+                    yield from self._decode(packet)
+
+    def _containers(self) -> Iterator[Any]:
+        """Yield the container, and those of the other parts of a chained Ogg file."""
+        yield self._container
+        for part in self._next_parts:
+            with _open_container(part, self.kind, {}) as container:
+                yield container
+
+    def _decode(self, packet: Any) -> list[Any]:
+        if self._first_byte is None:
+            self._first_byte = packet.pos or 0
+        if self.kind == "AAC" and packet.size >= 6:
+            # The length of a packet is in its own header.
+            self._is_cut = packet.size < (int.from_bytes(bytes(packet)[3:6], "big") >> 5) & 0x1FFF
+        frames = []
+        with contextlib.suppress(av.FFmpegError):
+            frames = packet.decode()
+        if not frames and packet.duration and packet.time_base:
+            self._lost_seconds += float(packet.duration * packet.time_base)
+        return frames
+
+    def _check_length(self) -> None:
+        decoded, header, first_byte = self._decoded_seconds, self.seconds, self._first_byte or 0
+        if self.kind == "MP3" and not has_mp3_length(self._file, first_byte):
+            header = None
+        if header and decoded < header - TOLERANCE_SECONDS:
+            raise BadRecording(f"truncated: {decoded:.1f} s of the {header:.1f} s in its header")
+        if self._is_cut:
+            raise BadRecording(f"truncated after {decoded:.1f} s: its last packet is incomplete")
+        if self._lost_seconds > TOLERANCE_SECONDS:
+            raise BadRecording(f"damaged: {self._lost_seconds:.1f} s of it can't be decoded, {decoded:.1f} s can")
+        file_bytes = os.fstat(self._file.fileno()).st_size
+        others = file_bytes - first_byte - self._packet_bytes
+        if others > CONTAINER_SHARE * file_bytes:
+            self.warnings.append(f"{others:,} of its {file_bytes:,} bytes are no audio")
+
+
+@contextlib.contextmanager
+def open_audio(file: IO[bytes], kind: str) -> Iterator[Audio]:
+    """Open a file's first audio track.
+
+    Args:
+        file: the file, at its beginning.
+        kind: what its first bytes are: "MP3", "FLAC", "WAV", "OGG", "MP4" or "AAC".
+
+    Raises:
+        BadRecording: truncated according to its header, not audio, or several files joined that FFmpeg can't read.
+    """
+    options: dict[str, str] = {}
+    warnings: list[str] = []
+    parts: list[Any] = [file]
+    if kind == "WAV" and (length := inspect_wav(file)) != "known":
+        options["ignore_length"] = "1"
+        if length == "too small":
+            warnings.append("its header gives too small a length; it was read to the end of the file")
+    if kind == "OGG" and len(links := find_ogg_links(file)) > 1:
+        parts = [_Part(file, start, end) for start, end in pairwise((*links, os.fstat(file.fileno()).st_size))]
+    if kind == "MP4":
+        check_mp4_boxes(file)
+    with _open_container(parts[0], kind, options) as container:
+        stream = container.streams.audio[0]
+        seconds = None
+        # Raw AAC has no header, and that of an Ogg stream has no length.
+        if kind in ("MP3", "FLAC", "WAV", "MP4") and stream.duration and stream.time_base and not options:
+            seconds = float(stream.duration * stream.time_base)
+        is_float = stream.codec_context.name.startswith("pcm_f")
+        yield Audio(kind, seconds, stream.rate or 0, stream.channels, is_float, file, container, parts[1:], warnings)
+
+
+@contextlib.contextmanager
+def _open_container(file: Any, kind: str, options: dict[str, str]) -> Iterator[Any]:
+    try:
+        container = av.open(file, format=_FORMATS[kind], container_options=options)
+    except (av.FFmpegError, ValueError) as error:
+        raise BadRecording(f"not audio, or truncated: {explain(error)}") from None
+    with container:
+        if not container.streams.audio:
+            raise BadRecording("not audio: it has no audio track")
+        # One task decodes on one core.
+        container.streams.audio[0].codec_context.thread_count = 1
+        yield container
+
+
+class _Part:
+    """The bytes of a file from `start` to `end`, as a file."""
+
+    def __init__(self, file: IO[bytes], start: int, end: int) -> None:
+        self._file, self._start, self._end, self._at = file, start, end, start
+
+    def read(self, size: int) -> bytes:
+        self._file.seek(self._at)
+        data = self._file.read(min(size, self._end - self._at))
+        self._at += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        self._at = max(self._start, min(self._end, base + offset))
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._at - self._start
+
+
+def explain(error: Exception) -> str:
+    """Return the cause in an error of FFmpeg."""
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error).split(":")[0])
