@@ -12,6 +12,8 @@ pycodec2 has traps without an error message. They are handled here, and no other
   generator: compare frames, never PCM.
 """
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ C2_MAGIC = bytes.fromhex("c0dec2")
 # The version that libcodec2 1.2 writes. c2enc of Codec 2 1.0 writes 1.0; c2dec reads either.
 C2_VERSION = bytes([1, 2])
 C2_HEADER_BYTES = 7
+# Where a second file starts in joined ones. By chance, packets contain this in one of 10^14 places.
+_JOINED_HEADER = re.compile(rb"\xc0\xde\xc2\x01[\x00-\x0f][\x00-\x0f]\x00", re.DOTALL)
 
 
 def _open_codec(mode: Mode) -> pycodec2.Codec2:
@@ -102,13 +106,13 @@ def c2_header(mode: Mode) -> bytes:
 
 
 def parse_c2(data: bytes, where: str) -> tuple[bytes, Mode]:
-    """Return the packets and the mode of a .c2 file's bytes.
+    """Return the packets and the mode of a .c2 file's bytes, or of several files joined byte by byte.
 
     Args:
         where: the name of the file in error messages.
 
     Raises:
-        ValueError: no Codec 2 header, an unknown mode, or bytes that are not whole packets.
+        ValueError: no Codec 2 header, an unknown mode, files of two modes, or bytes that are not whole packets.
 
     Source: `struct c2_header` of Codec 2's src/c2file.h.
     """
@@ -122,12 +126,17 @@ def parse_c2(data: bytes, where: str) -> tuple[bytes, Mode]:
         raise ValueError(
             f"{where}: its header has flags {data[6]:#x} (packets not Gray coded), which babble does not read."
         )
-    packets, mode = data[C2_HEADER_BYTES:], modes[0]
-    if len(packets) % mode.packet_bytes:
-        raise ValueError(
-            f"{where}: truncated: {len(packets)} bytes are not a whole number of packets of {mode.packet_bytes} bytes."
-        )
-    return packets, mode
+    mode = modes[0]
+    starts = [0, *(found.start() for found in _JOINED_HEADER.finditer(data, C2_HEADER_BYTES))]
+    parts = [data[start + C2_HEADER_BYTES : end] for start, end in pairwise([*starts, len(data)])]
+    for start, part in zip(starts, parts, strict=True):
+        if data[start + 5] != header_id:
+            raise ValueError(f"{where}: several files joined, of mode numbers {header_id} and {data[start + 5]}.")
+        if len(part) % mode.packet_bytes:
+            raise ValueError(
+                f"{where}: truncated: {len(part)} bytes are not a whole number of packets of {mode.packet_bytes} bytes."
+            )
+    return b"".join(parts), mode
 
 
 def read_c2(path: Path) -> tuple[np.ndarray, Mode]:

@@ -36,6 +36,10 @@ def describe(out: Path, manifest: Manifest, encoded: Encoded) -> list[str]:
         )
     if not manifest.split_frames("train"):
         lines.append("  no recordings for training: these shards are for evaluation only")
+    warned = {r["name"]: r["warnings"] for r in manifest.recordings if r.get("warnings")}
+    if warned:
+        lines.append(f"warnings about {len(warned)} recordings, which are in the shards:")
+        lines += [f"  {name}: {'; '.join(warnings)}" for name, warnings in warned.items()]
     speed = encoded.seconds / encoded.wall_seconds if encoded.wall_seconds else 0.0
     before = f"; {encoded.staged_seconds / 3600:.2f} h were encoded before" if encoded.staged_seconds else ""
     lines.append(

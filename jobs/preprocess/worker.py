@@ -134,7 +134,8 @@ def _decode_file(
                     yield ChunkHeader(chunk.index, chunk.warmup_frames, frames)
                     yield chunk.pcm
             about = {"kind": recording.kind, "rate_hz": recording.rate_hz, "channels": recording.channels}
-            yield Decoded(about | asdict(recording.facts()))
+            warnings = {"warnings": recording.warnings} if recording.warnings else {}
+            yield Decoded(about | asdict(recording.facts()) | warnings)
 
 
 def _read_packets(path: Path, source: Source, mode: Mode) -> bytes:

@@ -184,12 +184,23 @@ def test_a_c2_file_starts_with_its_mode(mode: Mode, tmp_path: Path) -> None:
         (b"RIFF....", "does not start with Codec 2's header"),
         (bytes.fromhex("c0dec2010209 00"), "unknown mode number 9"),
         (bytes.fromhex("c0dec201020401"), "flags 0x1"),
+        (bytes.fromhex("c0dec201020400 c0dec201020800"), "several files joined, of mode numbers 4 and 8"),
+        (bytes.fromhex("c0dec201020400") + bytes(9) + bytes.fromhex("c0dec201020400"), "truncated: 9"),
         (bytes.fromhex("c0dec201020400") + bytes(8), "truncated: 8 bytes are not a whole number of packets of 7"),
     ],
 )
 def test_a_file_that_is_not_c2_is_rejected_by_name(data: bytes, cause: str) -> None:
     with pytest.raises(ValueError, match=f"^some.c2: .*{cause}"):
         parse_c2(data, "some.c2")
+
+
+@ALL_MODES
+def test_joined_c2_files_are_read_one_after_another(mode: Mode) -> None:
+    random = np.random.default_rng(0)
+    parts = [pack_packets(random.integers(0, mode.levels, (3, mode.num_fields)), mode) for _ in range(3)]
+    other_version = bytes([0xC0, 0xDE, 0xC2, 1, 0, mode.header_id, 0])
+    data = c2_header(mode) + parts[0] + other_version + parts[1] + c2_header(mode) + parts[2]
+    assert parse_c2(data, "a") == (b"".join(parts), mode)
 
 
 def test_a_2017_corpus_is_read(tmp_path: Path) -> None:
