@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow slurm lint format clean
+.PHONY: help demo test slow slurm fuzz lint format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' Makefile
@@ -47,6 +47,9 @@ slow: $(INSTALLED) ## Run the tests that create virtual environments; some minut
 
 slurm: $(INSTALLED) ## Run the tests that need Slurm, on a test cluster of three nodes
 	$(RUN) -m pytest -m slurm -p no:xdist
+
+fuzz: $(INSTALLED) ## Decode thousands of damaged recordings; some minutes
+	PYTHONPATH=.:tests $(RUN) tests/fuzz.py
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check

@@ -130,7 +130,8 @@ class Recording:
                 mono = left if products[0] >= products[2] else right
             else:
                 mono = (left + right) / 2
-        mono = mono * np.float32(32768 * self._scale)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mono = mono * np.float32(32768 * self._scale)
         if self._audio.is_float and not np.isfinite(mono).all():
             raise BadRecording(f"NaN or infinite values after {self._meter.facts().seconds:.1f} s")
         self._meter.count_clipped(mono)

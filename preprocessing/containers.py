@@ -24,7 +24,7 @@ import av
 import numpy as np
 
 from preprocessing.kinds import BadRecording
-from preprocessing.lengths import check_mp4_boxes, find_ogg_links, has_mp3_length, inspect_wav
+from preprocessing.lengths import check_mp4_boxes, has_mp3_length, inspect_ogg, inspect_wav
 
 # Not a setting: resampling gives the same values only in blocks of the same size.
 BLOCK_VALUES = 1 << 16
@@ -85,7 +85,7 @@ class _Queue:
 
     @property
     def is_full(self) -> bool:
-        return self._frames.samples >= BLOCK_VALUES  # type: ignore[no-any-return]
+        return self._frames.samples >= BLOCK_VALUES
 
     def take(self) -> Iterator[Block]:
         """Yield all whole blocks."""
@@ -129,6 +129,8 @@ class Audio:
     _file: IO[bytes]
     _container: Any
     _next_parts: list[Any]
+    # Of an Ogg file: its bytes that are not those of audio packets.
+    _overhead_bytes: int | None
     warnings: list[str] = field(default_factory=list)
     _decoded_seconds: float = 0.0
     _lost_seconds: float = 0.0
@@ -191,7 +193,7 @@ class Audio:
             self._is_cut = packet.size < (int.from_bytes(bytes(packet)[3:6], "big") >> 5) & 0x1FFF
         try:
             if frames := packet.decode():
-                return frames  # type: ignore[no-any-return]
+                return frames
         except av.FFmpegError:
             pass
         if packet.duration and packet.time_base:
@@ -208,10 +210,22 @@ class Audio:
             raise BadRecording(f"truncated after {decoded:.1f} s: its last packet is incomplete")
         if self._lost_seconds > TOLERANCE_SECONDS:
             raise BadRecording(f"damaged: {self._lost_seconds:.1f} s of it can't be decoded, {decoded:.1f} s can")
+        if len(self._container.streams) == 1:
+            self._check_bytes(decoded)
+
+    def _check_bytes(self, decoded: float) -> None:
+        """Compare the bytes of all packets with those of the file."""
         file_bytes = os.fstat(self._file.fileno()).st_size
-        others = file_bytes - first_byte - self._packet_bytes
-        if len(self._container.streams) == 1 and others > CONTAINER_SHARE * file_bytes:
-            self.warnings.append(f"{others:,} of its {file_bytes:,} bytes are no audio")
+        others = file_bytes - self._packet_bytes
+        if self._overhead_bytes is None:
+            others -= self._first_byte or 0
+            if others > CONTAINER_SHARE * file_bytes:
+                self.warnings.append(f"{others:,} of its {file_bytes:,} bytes are no audio")
+        elif self._packet_bytes:
+            # FFmpeg drops pages of an Ogg file whose checksum is wrong.
+            lost = (others - self._overhead_bytes) * decoded / self._packet_bytes
+            if lost > TOLERANCE_SECONDS:
+                raise BadRecording(f"damaged: about {lost:.1f} s of it can't be decoded, {decoded:.1f} s can")
 
 
 @contextlib.contextmanager
@@ -232,8 +246,11 @@ def open_audio(file: IO[bytes], kind: str) -> Iterator[Audio]:
         options["ignore_length"] = "1"
         if length == "too small":
             warnings.append("its header gives too small a length; it was read to the end of the file")
-    if kind == "OGG" and len(links := find_ogg_links(file)) > 1:
-        parts = [_Part(file, start, end) for start, end in pairwise((*links, os.fstat(file.fileno()).st_size))]
+    overhead = None
+    if kind == "OGG":
+        links, overhead = inspect_ogg(file)
+        if len(links) > 1:
+            parts = [_Part(file, start, end) for start, end in pairwise((*links, os.fstat(file.fileno()).st_size))]
     if kind == "MP4":
         check_mp4_boxes(file)
     with _open_container(parts[0], kind, options) as container:
@@ -243,7 +260,9 @@ def open_audio(file: IO[bytes], kind: str) -> Iterator[Audio]:
         if kind in ("MP3", "FLAC", "WAV", "MP4") and stream.duration and stream.time_base and not options:
             seconds = float(stream.duration * stream.time_base)
         is_float = stream.codec_context.name.startswith("pcm_f")
-        yield Audio(kind, seconds, stream.rate or 0, stream.channels, is_float, file, container, parts[1:], warnings)
+        yield Audio(
+            kind, seconds, stream.rate or 0, stream.channels, is_float, file, container, parts[1:], overhead, warnings
+        )
 
 
 @contextlib.contextmanager
@@ -257,8 +276,11 @@ def _open_container(file: Any, kind: str, options: dict[str, str]) -> Iterator[A
     with container:
         if not container.streams.audio:
             raise BadRecording("not audio: it has no audio track")
+        decoder = container.streams.audio[0].codec_context
+        if decoder is None:
+            raise BadRecording("no decoder for its audio track, or a damaged header")
         # One task decodes on one core.
-        container.streams.audio[0].codec_context.thread_count = 1
+        decoder.thread_count = 1
         yield container
 
 

@@ -3,7 +3,9 @@
 FFmpeg reads all of a file's audio. These functions find out whether the file has an end that it should not have.
 """
 
+import mmap
 import os
+import re
 from typing import IO, Literal
 
 from preprocessing.kinds import BadRecording
@@ -13,6 +15,8 @@ from preprocessing.kinds import BadRecording
 _PLACEHOLDERS = (range(1), range(0x7FFF_0000, 0x8000_0001), range(0xFFFF_0000, 0x1_0000_0000))
 # Fewer bytes than these after the audio of a WAV are no audio, but a tag that another program has appended.
 _TAG_BYTES = 4096
+# The header of an Ogg page.
+_PAGE = re.compile(rb"OggS\x00[\x00-\x07].{21}", re.DOTALL)
 _JOINED = "several {} files joined byte by byte, only the first can be read; join them with ffmpeg"
 
 WavLength = Literal["known", "unknown", "too small"]
@@ -91,33 +95,33 @@ def has_mp3_length(file: IO[bytes], first_byte: int) -> bool:
     return 0 <= at < len(before) - 8 and bool(before[at + 7] & 1)
 
 
-def find_ogg_links(file: IO[bytes]) -> list[int]:
-    """Return where the parts of a chained Ogg file start; seek back to the beginning.
+def inspect_ogg(file: IO[bytes]) -> tuple[list[int], int]:
+    """Return where the parts of a chained Ogg file start, and how many of its bytes are not those of audio packets.
 
     Raises:
         BadRecording: truncated: it does not end with a whole last page.
     """
     _check_ogg_end(file)
-    file_bytes, at, links = os.fstat(file.fileno()).st_size, 0, [0]
-    is_head = True
-    while at < file_bytes:
-        file.seek(at)
-        page = file.read(27 + 255)
-        if page[:4] != b"OggS" or len(page) < 27:
-            break
-        # The first pages of all streams of a part come before all other pages.
-        if page[5] & 2 and not is_head:
-            links.append(at)
-        is_head = bool(page[5] & 2)
-        at += 27 + page[26] + sum(page[27 : 27 + page[26]])
-    file.seek(0)
-    return links
+    links, first_end, overhead = [0], 0, 0
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for found in _PAGE.finditer(data):
+            at, head = found.start(), found.group()
+            lengths = data[at + 27 : at + 27 + head[26]]
+            # The pages of headers, of metadata for example, have granule position zero.
+            overhead += 27 + head[26] + (sum(lengths) if head[6:14] == bytes(8) else 0)
+            if head[5] & 2:
+                # The first pages of all streams of a part follow one another.
+                if at not in (0, first_end):
+                    links.append(at)
+                first_end = at + 27 + head[26] + sum(lengths)
+    return links, overhead
 
 
 def _check_ogg_end(file: IO[bytes]) -> None:
     # A page has at most 65,307 bytes.
     file.seek(max(0, os.fstat(file.fileno()).st_size - 66_000))
     tail = file.read()
+    file.seek(0)
     at = tail.rfind(b"OggS")
     last = tail[at:] if at >= 0 else b""
     is_whole = len(last) >= 27 and len(last) >= 27 + last[26] + sum(last[27 : 27 + last[26]])
