@@ -33,7 +33,7 @@ def split_suffix(path: str) -> tuple[str, str]:
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden: one dot at its start. A title may start with an ellipsis."""
-    return name.startswith(".") and not name.startswith("..")
+    return name.startswith(".") and name != "." and not name.startswith("..")
 
 
 def explain_ignored(path: str) -> str | None:

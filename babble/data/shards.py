@@ -6,6 +6,8 @@ A folder of shards holds
     train-000000.tar     entries KEY.c2 (header and packets: unpack it and c2dec plays it) and KEY.json
     validation-000000.tar ...
 
+and, of interest only to a later preprocessing of the same sources, report.txt and sources.json.
+
 An entry is a segment: at most `SEGMENT_FRAMES` consecutive frames of one recording, a recording's entries in order.
 
 1. `write_shards` packs recordings into tars, the same bytes for the same recordings, and returns their facts.

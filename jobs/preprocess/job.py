@@ -10,8 +10,8 @@ In: files, folders and zips of MP3, FLAC, WAV, OGG, M4B, AAC, .c2 or .c2cb. Step
 3. `output.write_folder` splits the staged recordings into train, validation and test, and writes the shards and, last,
    the manifest. report.py describes them on the console, in report.txt and optionally in W&B.
 
-Out: a folder of shards with manifest.json and report.txt. After a kill at any moment, the same command continues from
-the staged chunks.
+Out: a folder of shards with manifest.json, report.txt, and sources.json, by which a changed recording is noticed. After
+a kill at any moment, the same command continues from the staged chunks.
 """
 
 import contextlib

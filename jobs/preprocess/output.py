@@ -42,8 +42,11 @@ def check_out(out: Path, sources: Sequence[Path]) -> None:
 def is_finished(out: Path, settings: dict[str, Any], found: Found) -> bool:
     """Return whether a folder holds the shards of these recordings and settings already, and if so, print that.
 
+    A recording is the same if its size and its stamp in sources.json are, or else its sha256.
+
     Raises:
         ValueError: it holds shards of other recordings or settings.
+        OSError: a recording whose stamp differs can't be read.
     """
     if (out / STAGING).is_dir() or not (out / MANIFEST).is_file():
         return False

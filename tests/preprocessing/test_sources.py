@@ -219,6 +219,18 @@ def test_a_title_may_start_with_dots(tmp_path: Path) -> None:
         assert sorted(list_names(find_sources([path]))) == names
 
 
+def test_a_zip_is_known_by_its_content_and_may_name_its_own_folder(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "book", "1.mp3")
+    make_zip(folder / "without a suffix", "./2.mp3", "../3.mp3")
+    make_zip(folder / "more.ZIP ", "4.mp3")
+    make_zip(folder / "text.docx", "5.xml")
+    found = find_sources([folder])
+    inside = [f"book/without a suffix/{name}" for name in ("../3", "./2")]
+    assert list_names(found) == ["book/1", "book/more/4", *inside]
+    assert found.ignored == [(f"{folder}/text.docx", "not audio")]
+    assert list_names(find_sources([folder / "without a suffix"])) == [name.removeprefix("book/") for name in inside]
+
+
 def test_linked_folders_are_read_once(tmp_path: Path) -> None:
     folder = fill(tmp_path / "book", "1.mp3", "real/2.mp3", "real/deep/3.mp3")
     elsewhere = fill(tmp_path / "elsewhere", "4.mp3", "more/5.mp3")
