@@ -415,20 +415,27 @@ def test_gain_says_which_recordings_it_was_not_applied_to(
 def test_names_that_are_not_utf_8_end_nothing(book: Path, tmp_path: Path) -> None:
     """The whole command, on a terminal that shows only ASCII."""
     folder, out = (tmp_path / os.fsdecode(name) for name in (b"b\xfccher", b"sh\xe4rds"))
-    for name in (b"caf\xe9.flac", b"th\xe9/deep.flac", b"th\xe8.txt", b"ruin\xe9.mp3", "d\u0159.txt".encode()):
+    for name in (
+        b"caf\xe9.flac",
+        "d\u0159evo/deep.flac".encode(),
+        b"th\xe8.txt",
+        b"ruin\xe9.mp3",
+        "d\u0159.txt".encode(),
+    ):
         path = folder / os.fsdecode(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"no sound")
     shutil.copy(book / "chapter-1.flac", folder / os.fsdecode(b"caf\xe9.flac"))
-    shutil.copy(book / "chapter-5.flac", folder / os.fsdecode(b"th\xe9/deep.flac"))
+    shutil.copy(book / "chapter-5.flac", folder / "d\u0159evo/deep.flac")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(book / "chapter-8.wav", "caf\xe9.wav")
     data = (tmp_path / "a.zip").read_bytes()
     (tmp_path / "a.zip").write_bytes(data.replace("\xe9".encode(), b"\xff\xfe"))
     words = ("--sources", folder, "--sources", tmp_path / "a.zip", "--out", out, "--max-failures", 1)
     test = ("--split.test", os.fsdecode(b"caf\xe9"))
-    for expected in ("  b\\ufffdcher/ruin\\ufffd: not audio", "is finished already"):
-        command = start_command(*words, *test, PYTHONIOENCODING="ascii", LC_ALL="C")
+    # Where the locale is C, Python reads and writes UTF-8 unless it is told not to.
+    for expected, utf8 in (("  b\\ufffdcher/ruin\\ufffd: not audio", "1"), ("is finished already", "0")):
+        command = start_command(*words, *test, PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8=utf8)
         printed, errors = command.communicate()
         assert (command.returncode, errors) == (0, "")
         assert expected in printed
@@ -436,7 +443,7 @@ def test_names_that_are_not_utf_8_end_nothing(book: Path, tmp_path: Path) -> Non
     splits = {recording["name"]: recording["split"] for recording in manifest.recordings}
     assert splits == {
         "b\ufffdcher/caf\ufffd": "test",
-        "b\ufffdcher/th\ufffd/deep": "train",
+        "b\ufffdcher/d\u0159evo/deep": "train",
         "a/caf\ufffd\ufffd": "train",
     }
     assert {recording["file"] for recording in manifest.recordings} == {
