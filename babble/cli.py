@@ -9,6 +9,7 @@ docstring. command_line.py prepares the words for it; here are errors in one lin
 import argparse
 import difflib
 import functools
+import io
 import re
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 import yaml
 
-from babble.command_line import INLINED, CommandLine, UsageError, list_settings
+from babble.command_line import INLINED, CommandLine, UsageError, hide_bytes, list_settings, show_bytes
 
 Config = TypeVar("Config")
 
@@ -142,14 +143,18 @@ def read_config(
         SystemExit: `--help` (code 0).
     """
     words = CommandLine(config_class, positional)
-    rewritten = words.rewrite(argv)
+    rewritten = [hide_bytes(word) for word in words.rewrite(argv)]
     parser = _make_parser(config_class, prog, positional, epilog)
     if "recipe" in list_settings(config_class) and words.config_files:
         parser.set_defaults({"recipe": Path(words.config_files[-1]).stem})
+    # Names may have these characters of their own.
+    are_hidden = any(hide_bytes(word) != word for word in argv)
     try:
-        values = parser.instantiate(parser.parse_args(rewritten))
+        values = parser.parse_args(rewritten)
+        values = parser.instantiate(show_bytes(values) if are_hidden else values)
     except UsageError as error:
-        raise UsageError(_explain(str(error), words)) from None
+        message = _explain(str(error), words)
+        raise UsageError(show_bytes(message) if are_hidden else message) from None
     return _assemble(config_class, values)
 
 
@@ -253,6 +258,10 @@ def run_command(
         positional: the field that bare words fill.
     """
     epilog = sys.modules[work.__module__].__doc__
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks must not end the work.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         work(read_config(config_class, sys.argv[1:], prog, positional, epilog))
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -4,14 +4,15 @@
     words.rewrite(["--model.cell", "LSTM", "--data.batch-size", "8"])  # --model.cell=lstm --data.batch_size=8
 
 1. `list_settings` lists the keys of a config class with their types.
-    words.rewrite(["--model.cell", "LSTM"])  # ["--model.cell=lstm"]
-   positional arguments anywhere, YAML files after `--config`.
+2. `CommandLine.rewrite` joins each flag with its value: lists, which a repeated flag makes longer, booleans, choices in
+   any case, positional arguments anywhere, YAML files after `--config`.
 3. What is unknown is a `UsageError` in one line, with "did you mean".
 """
 
 import difflib
 import json
 import os
+import re
 import types
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ import yaml
 # `metadata` of a field that is itself a config and whose keys stand at the top level: of a field `sweep` with the key
 # `search`, the flag is --search instead of --sweep.search. Two inlined configs must not share a key.
 INLINED = {"inlined": True}
+# U+DC80, the surrogate for the byte 80, becomes U+EF80.
+_HIDING = 0x1300
 _BOOLEANS = ("true", "false", "yes", "no")
 
 
@@ -135,12 +138,14 @@ class CommandLine:
         self.positional_words: list[str] = []
         self.config_files: list[str] = []
         self.given: set[str] = set()
+        self._lists: dict[str, list[str]] = {}
 
     def rewrite(self, argv: list[str]) -> list[str]:
         """Return the rewritten words.
 
         Raises:
-            UsageError: an unknown flag, a flag without its value, or an unexpected word.
+            UsageError: an unknown flag, a flag without its value, an unexpected word, or a flag given twice that is
+                not a list.
         """
         words, rewritten = list(argv), []
         while words:
@@ -151,7 +156,8 @@ class CommandLine:
                 rewritten += self._rewrite_flag(word, words)
             else:
                 self.positional_words.append(word)
-        return rewritten + self._rewrite_positional()
+        rewritten += self._rewrite_positional()
+        return rewritten + [f"--{key}={_dump_items(items)}" for key, items in self._lists.items()]
 
     def _rewrite_flag(self, word: str, words: list[str]) -> list[str]:
         flag, equals, value = word.partition("=")
@@ -163,7 +169,7 @@ class CommandLine:
         settings = list_settings(self.config_class)
         negated = settings.get(key.removeprefix("no_")) if key.startswith("no_") and not equals else None
         if negated and negated.type is bool and key not in settings:
-            self.given.add(negated.key)
+            self._give_once(negated.key)
             return [f"--{negated.key}=false"]
         try:
             setting = _find_setting(key.removesuffix("+"), self.config_class)
@@ -171,23 +177,31 @@ class CommandLine:
             known = [name.replace("_", "-") for name in settings]
             hint = _did_you_mean(flag[2:].replace("_", "-"), known).replace("did you mean ", "did you mean --")
             raise UsageError(f"unknown flag {flag}{hint}") from None
-        self.given.add(key)
-        if setting and setting.is_list and not equals:
-            return [f"--{key}={json.dumps(self._take_items(words))}"]
+        if setting and setting.is_list:
+            items = [value] if equals else self._take_items(words)
+            self.given.add(key)
+            self._lists.setdefault(key, []).extend(_split_items(items))
+            return []
+        self._give_once(key)
         if setting and setting.type is bool and not equals and (not words or words[0].lower() not in _BOOLEANS):
             return [f"--{key}=true"]
         value = value if equals else self._next_value(flag, words)
-        if setting and setting.is_list:
-            value = json.dumps(_split_items([value]))
         value = str(_match_choice(value, setting))
         # YAML's spelling of infinity, which jsonargparse reads numbers in.
         return [f"--{key}={'.inf' if value == 'inf' else value}"]
 
-    def _take_items(self, words: list[str]) -> list[str]:
+    def _give_once(self, key: str) -> None:
+        # The last one would win, and what the first one asks for would be ignored without a word.
+        if key in self.given:
+            raise UsageError(f"--{key.replace('_', '-')} is given twice: give it once")
+        self.given.add(key)
+
+    @staticmethod
+    def _take_items(words: list[str]) -> list[str]:
         items = []
         while words and not words[0].startswith("-"):
             items.append(words.pop(0))
-        return _split_items(items)
+        return items
 
     @staticmethod
     def _next_value(flag: str, words: list[str]) -> str:
@@ -203,8 +217,38 @@ class CommandLine:
         if setting is None or (len(self.positional_words) > 1 and not is_list):
             unexpected = self.positional_words[-1]
             raise UsageError(f"unexpected argument {unexpected!r}; --help shows what this command takes")
-        value = json.dumps(self.positional_words) if is_list else self.positional_words[0]
-        return [f"--{setting.key}={value}"]
+        if is_list:
+            self._lists.setdefault(setting.key, []).extend(self.positional_words)
+            return []
+        self._give_once(setting.key)
+        return [f"--{setting.key}={self.positional_words[0]}"]
+
+
+def hide_bytes(text: str) -> str:
+    """Return text with the bytes that are not UTF-8 (surrogates, as in `os.fsdecode`) as private characters.
+
+    YAML, which jsonargparse reads values with, has no surrogates; `show_bytes` undoes it.
+    """
+    return "".join(chr(ord(letter) + _HIDING) if "\udc80" <= letter <= "\udcff" else letter for letter in text)
+
+
+def show_bytes(value: Any) -> Any:
+    """Return a value, or nested values, with the characters of `hide_bytes` as the bytes that they stand for."""
+    if isinstance(value, str):
+        return re.sub("[\uef80-\uefff]", lambda letter: chr(ord(letter[0]) - _HIDING), value)
+    if isinstance(value, Path):
+        return Path(show_bytes(str(value)))
+    if isinstance(value, list | tuple):
+        return type(value)(show_bytes(item) for item in value)
+    if isinstance(value, dict):
+        return {show_bytes(key): show_bytes(item) for key, item in value.items()}
+    if isinstance(value, jsonargparse.Namespace):
+        return jsonargparse.Namespace({key: show_bytes(item) for key, item in vars(value).items()})
+    return value
+
+
+def _dump_items(items: list[str]) -> str:
+    return json.dumps([hide_bytes(item) for item in items])
 
 
 def _split_items(items: list[str]) -> list[str]:
@@ -226,7 +270,9 @@ def _read_yaml(path: Path, config_class: type[Any]) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"--config {path}: no such file")
     try:
-        values = jsonargparse.get_loader("yaml")(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = jsonargparse.get_loader("yaml")(text)
+        _refuse_doubled_keys(yaml.compose(text, Loader=yaml.SafeLoader), "", {}, path)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: not valid YAML: {error.problem}") from None
@@ -237,6 +283,30 @@ def _read_yaml(path: Path, config_class: type[Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds {type(values).__name__}, but settings are a mapping: key: value")
     return _check_keys(values, config_class, "", path)
+
+
+def _refuse_doubled_keys(node: yaml.Node | None, prefix: str, lines: dict[str, int], path: Path) -> None:
+    """Raise if two keys name one setting. YAML's loader keeps the last one, and ignores the others without a word.
+
+    Args:
+        node: a value of the file.
+        prefix: the key that it belongs to, with a dot.
+        lines: where the keys read so far are.
+        path: the file.
+
+    Raises:
+        UsageError: names key and file.
+    """
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _refuse_doubled_keys(item, f"{prefix}{index}.", lines, path)
+    elif isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            key, line = f"{prefix}{name.value}", name.start_mark.line + 1
+            if key in lines:
+                raise UsageError(f"{path}, line {line}: {key} is set in line {lines[key]} already: set it once")
+            lines[key] = line
+            _refuse_doubled_keys(value, f"{key}.", lines, path)
 
 
 def _check_keys(values: dict[str, Any], config_class: type[Any], prefix: str, path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Imports neither Ray nor torch before it is asked to.
 
 import os
 import socket
+import sys
 import time
 from typing import Any
 
@@ -42,6 +43,7 @@ def start_ray(
     # Imported here: its first import reads the environment, and a finished folder needs no Ray.
     import ray
 
+    _make_command_line_printable()
     if address and ":" in address:
         _check_reachable(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -65,6 +67,16 @@ def start_ray(
             ) from None
         raise CommandError(f"Ray can't be started on this machine: {error}") from None
     return count_cores()
+
+
+def _make_command_line_printable() -> None:
+    # Ray 2.60 sends the words of the command line to its table of jobs, and can't start if one of them is not UTF-8.
+    try:
+        "".join(sys.argv).encode()
+    except UnicodeEncodeError:
+        from ray._private import utils
+
+        utils.get_entrypoint_name = lambda: " ".join(sys.argv).encode(errors="replace").decode()
 
 
 def count_cores() -> int:

@@ -113,7 +113,7 @@ def inspect_shards(config: InspectConfig) -> None:
     with ExitStack() as stack:
         frames_csv = None
         if config.csv:
-            frames_csv = csv.writer(stack.enter_context(config.csv.open("w", newline="")))
+            frames_csv = csv.writer(stack.enter_context(config.csv.open("w", newline="", encoding="utf-8")))
             frames_csv.writerow(["split", "recording", "frame", *(f.name for f in manifest.mode.fields)])
         inspection = check_folder(config.shards, manifest, frames_csv)
     print("\n".join(describe(config.shards, manifest, inspection)))
@@ -285,7 +285,7 @@ def _describe_fields(mode: Mode, splits: list[SplitStatistics]) -> list[str]:
 
 def write_histogram(path: Path, mode: Mode, inspection: Inspection) -> None:
     """Write the number of frames by split, field and level as CSV."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "field", "level", "frames"])
         for split, statistics in inspection.splits.items():

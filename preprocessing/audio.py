@@ -25,7 +25,8 @@ import soxr
 
 from babble.codec.frames import SAMPLE_RATE_HZ
 from preprocessing.inspect import PcmFacts, PcmMeter
-from preprocessing.kinds import KINDS, BadRecording, read_head, sniff
+from preprocessing.kinds import KINDS, BadRecording, kind_of, read_head, sniff
+from preprocessing.names import split_suffix
 
 if TYPE_CHECKING:
     from preprocessing.containers import Audio, Block
@@ -47,16 +48,11 @@ def _find_kind(path: Path, file: IO[bytes]) -> str:
     head = read_head(file)
     if not head:
         raise BadRecording("empty: the file has no bytes")
-    by_suffix = KINDS.get(path.suffix.strip().lower())
-    found = sniff(head)
-    if found == "ID3":
-        found = by_suffix or "MP3"
-    # FFmpeg finds the first frame of these two after other bytes.
-    if found is None and by_suffix in ("MP3", "AAC"):
-        found = by_suffix
-    if found is None or found not in KINDS.values():
+    kind = kind_of(head, split_suffix(path.name)[1])
+    # After other bytes, FFmpeg finds the first frame of MP3 and AAC only.
+    if kind not in KINDS.values() or (sniff(head) is None and kind not in ("MP3", "AAC")):
         raise BadRecording(f"not audio, or its beginning is damaged: it starts with {head[:4]!r}")
-    return found
+    return str(kind)
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""Which files are recordings: by their suffix, and by their first bytes. Needs no audio library."""
+"""Which files are recordings: by their first bytes, and where these are unknown by their suffix.
+
+Needs no audio library.
+"""
 
 from typing import IO
 
@@ -14,9 +17,11 @@ KINDS = {
     ".m4a": "MP4",
     ".mp4": "MP4",
     ".aac": "AAC",
+    ".mpga": "MP3",
 }
 # Recordings that are encoded already.
 FRAME_SUFFIXES = (".c2", ".c2cb")
+FRAME_KINDS = ("Codec 2", "C2CB")
 SUFFIXES = (*KINDS, *FRAME_SUFFIXES)
 # Audio that is not read here. It is reported, because ignoring it would lose speech unnoticed.
 UNSUPPORTED_SUFFIXES = {".aif", ".aiff", ".amr", ".ape", ".au", ".caf", ".mka", ".ra", ".spx", ".wma", ".webm", ".wv"}
@@ -50,6 +55,42 @@ def sniff(head: bytes) -> str | None:
         if layer:
             return "MP3"
     return None
+
+
+# Pictures in the container that MP4 has too.
+_PICTURES = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
+
+
+def kind_of(head: bytes, suffix: str) -> str | None:
+    """Return the kind of a recording by its first bytes, else by its suffix; "ZIP" for a zip; None for all others.
+
+    Args:
+        head: first bytes of the file, at least 16, as `read_head` returns them. "ID3" counts as MP3.
+        suffix: in lower case, with its dot; "" to go by the first bytes alone.
+    """
+    if suffix == ".zip" or (not suffix and head.startswith(b"PK\x03\x04")):
+        return "ZIP"
+    content = sniff(head)
+    if content in ("MP3", "AAC", "ID3") and suffix not in KINDS and not _is_plausible(head):
+        content = None
+    if content == "MP4" and head[8:12] in _PICTURES:
+        content = None
+    # The bytes of a .c2cb are levels, which may look like the two bytes that an MP3 starts with.
+    if suffix == ".c2cb" and content in (None, "MP3", "AAC"):
+        return "C2CB"
+    if content:
+        return "MP3" if content == "ID3" else content
+    return "Codec 2" if suffix == ".c2" else KINDS.get(suffix)
+
+
+def _is_plausible(head: bytes) -> bool:
+    """Return whether the first bytes are an MP3's or AAC's, although nothing in the name says so.
+
+    A text may start with "ID3", and in UTF-16 with FF FE, which would be an MP3's Layer I.
+    """
+    if head.startswith(b"ID3"):
+        return len(head) >= 10 and head[3] < 10 and max(head[6:10]) < 0x80
+    return len(head) >= 3 and not (head[1] & 0x06 == 0x06 or head[1] & 0x18 == 0x08 or head[2] & 0xF0 == 0xF0)
 
 
 def read_head(file: IO[bytes]) -> bytes:

@@ -8,10 +8,12 @@ The first of these that applies:
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
+
+from preprocessing.names import printable
 
 DEFAULT_FRACTION = 0.05
 # With fewer recordings, or with one longer than all others together, whole recordings do not give the fractions.
@@ -97,11 +99,28 @@ def match_names(names: Sequence[str], config: SplitConfig) -> dict[str, Split] |
     return {name: splits.get(name, "train") for name in names}
 
 
+def find_lost_splits(matched: Mapping[str, Split] | None, usable: Container[str]) -> dict[Split, list[str]]:
+    """Return the splits that were given by name and lost all their recordings, with the names of these.
+
+    Args:
+        matched: result of `match_names`.
+        usable: names of the recordings that did not fail.
+    """
+    names: dict[Split, list[str]] = {}
+    for name, split in (matched or {}).items():
+        names.setdefault(split, []).append(name)
+    return {
+        split: lost for split, lost in names.items() if split != "train" and not any(name in usable for name in lost)
+    }
+
+
 def _find_names(names: Sequence[str], pattern: str) -> list[str]:
     def endings(name: str) -> list[str]:
         parts = name.split("/")
         return ["/".join(parts[start:]) for start in range(len(parts))]
 
+    # As the names of the recordings are.
+    pattern = printable(pattern)
     # A name may contain brackets, so an exact match comes before wildcards.
     same = [name for name in names if pattern in endings(name)]
     return same or [name for name in names if any(fnmatchcase(ending, pattern) for ending in endings(name))]

@@ -24,5 +24,9 @@ shift
 find_python torch webdataset babble
 print_job
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-"$python" -u -m babble.evaluate "$run" --json "$run/evaluation.json" --figure "$run/evaluation.png" "$@" || exit
+# A flag given twice is refused, so these yield to the user's own.
+for default in "--json=$run/evaluation.json" "--figure=$run/evaluation.png"; do
+    [[ " $*" == *" ${default%%=*}"[\ =]* ]] || set -- "$default" "$@"
+done
+"$python" -u -m babble.evaluate "$run" "$@" || exit
 exec "$python" -u -m babble.generate "$run" --seconds 60 --out "$run/babble.wav"

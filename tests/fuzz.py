@@ -92,7 +92,7 @@ def damage(name: str, recordings: dict[str, bytes], rng: random.Random) -> bytes
 
 def read(path: Path) -> tuple[str, float]:
     """Return the cause of a refused recording, or "", and the seconds that were read."""
-    source = Source(path.stem, path, None, path.stat().st_size)
+    source = Source(path.stem, path, None, path.stat().st_size, is_encoded=path.suffix == ".c2")
     seconds, cause = 0.0, "nothing was read"
     for message in decode_recording(source, path.parent, MODE, 0.0, 250, {}):
         match message:

@@ -1,6 +1,8 @@
 """Command lines and YAML: precedence, validation, messages, and how a command ends."""
 
+import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,3 +290,69 @@ def test_a_value_that_the_config_rejects_gets_a_message_without_a_traceback(
         run_command(Config, lambda config: None, "thing")
     assert stop.value.code == 1
     assert capsys.readouterr().err == "thing: part.size=0: must be at least 1.\n"
+
+
+def test_a_list_given_twice_is_one_list(tmp_path: Path):
+    yaml = tmp_path / "big.yaml"
+    yaml.write_text("sources: [z]\n")
+    words = ["--config", str(yaml), "--sources", "a", "b", "--part.size", "1", "--sources=c"]
+    assert read_config(Config, words).sources == (Path("a"), Path("b"), Path("c"))
+    both = read_config(Config, ["--sources", "a", "--top-p", "1", "b"], positional="sources")
+    assert both.sources == (Path("a"), Path("b"))
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--part.size", "1", "--part.size=2"], "--part.size"),
+        (["--init-from", "a", "--init_from", "a"], "--init-from"),
+        (["--with-prompt", "--no-with-prompt"], "--with-prompt"),
+        (["runs/x", "--run", "runs/y"], "--run"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(words: list[str], flag: str):
+    with pytest.raises(UsageError, match=f"^{flag} is given twice: give it once$"):
+        read_config(Config, words, positional="run")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("part: {size: 1}\nsources: [a]\npart: {cell: gru}\n", "line 3: part is set in line 1 already"),
+        ("part:\n  size: 1\n  cell: gru\n  size: 2\n", "line 4: part.size is set in line 2 already"),
+        ("part: {size: 1}\npart.size: 2\n", "line 2: part.size is set in line 1 already"),
+        ("space: {optim.lr: 1, optim.lr: 2}\n", "line 1: space.optim.lr is set in line 1 already"),
+    ],
+)
+def test_a_key_set_twice_in_a_file_is_refused(text: str, message: str, tmp_path: Path):
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=f"twice.yaml, {message}: set it once"):
+        read_config(Config, ["--config", str(path)])
+
+
+def test_names_that_are_not_utf_8_reach_the_config():
+    name = os.fsdecode(b"caf\xe9 \xef\xbe\x80")
+    config = read_config(Config, ["--sources", name, "b", "--init-from", name, "--part.size", "4", name], "", "run")
+    assert (config.sources, config.init_from, config.run) == ((Path(name), Path("b")), name, Path(name))
+    assert config.part.size == 4
+    assert read_config(Config, ["--run", "\uef80"]).run == Path("\uef80")
+    with pytest.raises(UsageError, match=f"--top-p {name}: expected a number or null"):
+        read_config(Config, ["--top-p", name])
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_a_name_that_the_terminal_lacks_is_printed_escaped(environment: dict[str, str]):
+    code = (
+        "import os; from test_cli import *\n"
+        "def work(config):\n"
+        "    print(config.run, 'd\\u0159\\u00ed', os.fsdecode(b'\\xe9'))\n"
+        "    raise CommandError(str(config.run))\n"
+        "run_command(Config, work, 'thing', 'run')"
+    )
+    command = [sys.executable, "-c", code, b"caf\xe9"]
+    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    done = subprocess.run(command, env=os.environ | environment | {"PYTHONPATH": folders}, capture_output=True)
+    assert done.returncode == 1
+    assert done.stdout == b"caf\\udce9 d\\u0159\\xed \\udce9\n"
+    assert done.stderr == b"thing: caf\\udce9\n"

@@ -6,6 +6,8 @@ A folder of shards holds
     train-000000.tar     entries KEY.c2 (header and packets: unpack it and c2dec plays it) and KEY.json
     validation-000000.tar ...
 
+and, of interest only to a later preprocessing of the same sources, report.txt and sources.json.
+
 An entry is a segment: at most `SEGMENT_FRAMES` consecutive frames of one recording, a recording's entries in order.
 
 1. `write_shards` packs recordings into tars, the same bytes for the same recordings, and returns their facts.
@@ -187,7 +189,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise FileNotFoundError(_explain_missing_manifest(folder))
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
         found = value["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"{path} is not a manifest of babble. Was the folder made by another program?") from None

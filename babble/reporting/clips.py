@@ -20,7 +20,7 @@ from babble.codec.frames import SAMPLE_RATE_HZ, Mode, energy_db, lsp_hz, pitch_h
 from babble.files import read_json
 from babble.run_folder import RunFolder
 from preprocessing.audio import open_recording
-from preprocessing.kinds import FRAME_SUFFIXES, BadRecording
+from preprocessing.kinds import BadRecording
 from preprocessing.sources import Source, find_sources, open_source
 
 
@@ -48,7 +48,7 @@ def read_excerpt(source: Source, first_second: float, seconds: float) -> np.ndar
     Raises:
         ValueError: the recording can't be read, or holds codec frames instead of audio.
     """
-    if source.suffix in FRAME_SUFFIXES:
+    if source.is_encoded:
         raise ValueError(f"--sources {source.file} holds codec frames, not audio: remove it.")
     first, end = (round(second * SAMPLE_RATE_HZ) for second in (first_second, first_second + seconds))
     blocks, read = [], 0

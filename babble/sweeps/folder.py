@@ -100,12 +100,12 @@ class SweepFolder:
         """
         if not self.settings.is_file():
             raise FileNotFoundError(f"{self.path} is not a sweep: it has no sweep.yaml.")
-        settings: dict[str, Any] = yaml.safe_load(self.settings.read_text())
+        settings: dict[str, Any] = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
         return settings
 
     def read_base(self) -> dict[str, Any]:
         """Return the settings of babble.train that all trials share, nested."""
-        base: dict[str, Any] = yaml.safe_load(self.base.read_text())
+        base: dict[str, Any] = yaml.safe_load(self.base.read_text(encoding="utf-8"))
         return base
 
     def read_axes(self) -> tuple[Axis, ...]:
@@ -230,7 +230,7 @@ def write_answer(folder: SweepFolder) -> str:
         raise FileNotFoundError(f"{folder.path}: no trial has been validated yet; wait for the first one.")
     best = configurations[0]
     name = best.best_row.trial
-    flat = flatten(yaml.safe_load((folder.trials / f"{name}.yaml").read_text()))
+    flat = flatten(yaml.safe_load((folder.trials / f"{name}.yaml").read_text(encoding="utf-8")))
     for key in TRIAL_SETTINGS:
         flat.pop(key, None)
     count = len(best.results)

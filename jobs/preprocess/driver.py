@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -224,8 +223,8 @@ class Driver:
         packets = self._staging.read_packets(name, sha256)
         if recording.decoded.facts is not None:
             frames = unpack_packets(packets, self._mode)
-            path = Path(recording.source.member or recording.source.path)
-            facts = {"file": path.name, "bytes": recording.source.num_bytes, "sha256": sha256, "frames": len(frames)}
+            source = recording.source
+            facts = {"file": source.file_name, "bytes": source.num_bytes, "sha256": sha256, "frames": len(frames)}
             facts |= recording.decoded.facts | frame_facts(frames, self._mode)
             self._staging.write_facts(name, sha256, facts)
         self._progress.set_length(name, self._seconds(len(packets)))

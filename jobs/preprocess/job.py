@@ -10,8 +10,8 @@ In: files, folders and zips of MP3, FLAC, WAV, OGG, M4B, AAC, .c2 or .c2cb. Step
 3. `output.write_folder` splits the staged recordings into train, validation and test, and writes the shards and, last,
    the manifest. report.py describes them on the console, in report.txt and optionally in W&B.
 
-Out: a folder of shards with manifest.json and report.txt. After a kill at any moment, the same command continues from
-the staged chunks.
+Out: a folder of shards with manifest.json, report.txt, and sources.json, by which a changed recording is noticed. After
+a kill at any moment, the same command continues from the staged chunks.
 """
 
 import contextlib
@@ -27,9 +27,8 @@ from jobs.preprocess.progress import Progress
 from jobs.preprocess.report import REPORT, describe, describe_failures, describe_next, show_in_wandb, write_report
 from jobs.preprocess.staging import Encoded, Staging, disk_full_message, open_staging
 from jobs.preprocess.worker import DISK_FULL
-from preprocessing.kinds import FRAME_SUFFIXES
 from preprocessing.sources import Found, Source, find_sources
-from preprocessing.split import Split, match_names, split_recordings
+from preprocessing.split import Split, find_lost_splits, match_names, split_recordings
 
 
 def preprocess(config: PreprocessConfig) -> None:
@@ -46,9 +45,12 @@ def preprocess(config: PreprocessConfig) -> None:
     found = find_sources(list(config.sources))
     if not found.sources and not found.failures:
         raise ValueError(f"no recordings found in {', '.join(map(str, config.sources))}.")
-    if config.gain_db and all(source.suffix in FRAME_SUFFIXES for source in found.sources):
+    if config.gain_db and all(source.is_encoded for source in found.sources):
         raise ValueError("--gain-db has no effect: all recordings are Codec 2 already.")
-    matched = match_names([source.name for source in found.sources], config.split) if found.sources else None
+    usable = [source.name for source in found.sources]
+    failed = [name for name, _ in found.failures if name not in usable]
+    matched = match_names([*usable, *failed], config.split) if usable else None
+    _refuse_lost_splits(find_lost_splits(matched, usable), "no shards were written")
     check_out(config.out, config.sources)
     if is_finished(config.out, config.output_settings, found):
         return
@@ -113,29 +115,42 @@ def _encode(config: PreprocessConfig, sources: list[Source], staging: Staging) -
     return encoded
 
 
+def _refuse_lost_splits(lost: dict[Split, list[str]], state: str) -> None:
+    """Raise if a split that was given by name would be empty."""
+    for split, names in lost.items():
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise CommandError(
+            f"--split.{split} names only recordings that failed ({shown}), so {state}. Fix them and run the same "
+            "command again, or name others and use another --out."
+        )
+
+
 def _write(
     config: PreprocessConfig, found: Found, matched: dict[str, Split] | None, encoded: Encoded, staging: Staging
 ) -> None:
     """Write shards, manifest and report from the staging, and remove it.
 
     Raises:
-        CommandError: more recordings failed than accepted, or all of them; the staging is kept.
+        CommandError: more recordings failed than accepted, or all of them, or all of a split; the staging is kept.
     """
     out = config.out
     assert out is not None
     facts, failures = collect_facts(found, encoded, staging)
     lines: list[str] = []
     manifest = None
-    if facts:
+    lost = find_lost_splits(matched, facts) if facts else {}
+    if facts and not lost:
         segments = split_recordings({name: about["frames"] for name, about in facts.items()}, config.split, matched)
         mode = get_mode(config.mode)
-        manifest = write_folder(out, mode, config.output_settings, segments, facts, failures, staging)
+        stamps = {source.name: source.stamp for source in found.sources if source.name in facts}
+        manifest = write_folder(out, mode, config.output_settings, segments, facts, failures, stamps, staging)
         lines = describe(out, manifest, encoded)
         if config.wandb.mode != "off":
             show_in_wandb(config, manifest, encoded, staging)
     lines += describe_failures(found, failures)
     write_report(out, lines, found)
     print("\n".join(lines), flush=True)
+    _refuse_lost_splits(lost, f"no shards were written; see {out / REPORT}")
     if manifest is None:
         raise CommandError(f"no recording can be used, so no shards were written; see {out / REPORT}.")
     if len(failures) > config.max_failures:

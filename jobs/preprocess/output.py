@@ -6,11 +6,15 @@ from typing import Any
 
 from babble.codec.frames import Mode, unpack_packets
 from babble.data.shards import MANIFEST, SPLITS, STAGING, Manifest, Segment, read_manifest, write_manifest, write_shards
+from babble.files import read_json, write_json
 from babble.run_folder import RunFolder
 from jobs.preprocess.report import REPORT
 from jobs.preprocess.staging import Encoded, Staging, check_same_settings
-from preprocessing.sources import Found
+from preprocessing.sources import Found, hash_source
 from preprocessing.split import SplitSegment
+
+# The stamps of the recordings' files. Not in the manifest, which is the same for a folder and for its zip.
+STAMPS = "sources.json"
 
 
 def check_out(out: Path, sources: Sequence[Path]) -> None:
@@ -30,7 +34,7 @@ def check_out(out: Path, sources: Sequence[Path]) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: name a new folder.")
     if out.is_dir() and not (out / STAGING).is_dir() and not (out / MANIFEST).is_file():
-        others = sorted(path.name for path in out.iterdir() if path.name != REPORT)
+        others = sorted(path.name for path in out.iterdir() if path.name not in (REPORT, STAMPS))
         if others:
             raise ValueError(f"--out {out} holds {others[0]}, so it is not a folder of shards: name a new one.")
 
@@ -38,22 +42,33 @@ def check_out(out: Path, sources: Sequence[Path]) -> None:
 def is_finished(out: Path, settings: dict[str, Any], found: Found) -> bool:
     """Return whether a folder holds the shards of these recordings and settings already, and if so, print that.
 
+    A recording is the same if its size and its stamp in sources.json are, or else its sha256.
+
     Raises:
         ValueError: it holds shards of other recordings or settings.
+        OSError: a recording whose stamp differs can't be read.
     """
     if (out / STAGING).is_dir() or not (out / MANIFEST).is_file():
         return False
     manifest = read_manifest(out)
     check_same_settings(manifest.settings, settings, out)
-    before = {recording["name"]: recording["bytes"] for recording in manifest.recordings}
-    now = {source.name: source.num_bytes for source in found.sources}
+    before = {recording["name"]: recording for recording in manifest.recordings}
+    now = {source.name: source for source in found.sources}
     failed = {failure["name"] for failure in manifest.failures}
-    for name in sorted(before.keys() | now.keys()):
-        if name not in failed and before.get(name) != now.get(name):
-            raise ValueError(
-                f"{out} is finished, but the sources have changed since: recording {name} was "
-                f"{_size(before.get(name))}, now it is {_size(now.get(name))}. Use another --out for the new sources."
-            )
+    stamps = read_json(out / STAMPS) if (out / STAMPS).is_file() else {}
+    for name in sorted((before.keys() | now.keys()) - failed):
+        old = before[name]["bytes"] if name in before else None
+        new = now[name].num_bytes if name in now else None
+        change = f"was {_size(old)}, now it is {_size(new)}"
+        if old == new:
+            # A file that was only copied or unpacked again has another time, but the same bytes.
+            if stamps.get(name) == now[name].stamp or hash_source(now[name]) == before[name]["sha256"]:
+                continue
+            change = f"has other bytes now, {_size(new)} as before"
+        raise ValueError(
+            f"{out} is finished, but the sources have changed since: recording {name} {change}. Use another --out for "
+            "the new sources."
+        )
     hours = ", ".join(f"{manifest.split_hours(split):.2f} h {split}" for split in SPLITS)
     without = f", without {len(failed)} failed recordings" if failed else ""
     print(f"{out} is finished already: {hours}{without}. Nothing to do.")
@@ -90,6 +105,7 @@ def write_folder(
     segments: list[SplitSegment],
     facts: dict[str, dict[str, Any]],
     failures: list[tuple[str, str]],
+    stamps: dict[str, str],
     staging: Staging,
 ) -> Manifest:
     """Write shards and manifest from the staging; return the manifest.
@@ -101,6 +117,7 @@ def write_folder(
         segments: the frames of each split, in order.
         facts: of each recording, by name.
         failures: name and cause of each recording that can't be used.
+        stamps: of each recording's file, by name.
         staging: holds the packets of each recording.
     """
 
@@ -127,5 +144,6 @@ def write_folder(
     manifest = Manifest(
         mode, settings, recordings, shards, [{"name": name, "cause": cause} for name, cause in failures]
     )
+    write_json(out / STAMPS, stamps)
     write_manifest(out, manifest)
     return manifest

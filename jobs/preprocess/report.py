@@ -14,6 +14,7 @@ from babble.files import write_bytes
 from babble.training.wandb_run import open_wandb
 from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.staging import Encoded, Staging
+from preprocessing.kinds import FRAME_KINDS
 from preprocessing.sources import Found
 
 REPORT = "report.txt"
@@ -40,6 +41,10 @@ def describe(out: Path, manifest: Manifest, encoded: Encoded) -> list[str]:
     if warned:
         lines.append(f"warnings about {len(warned)} recordings, which are in the shards:")
         lines += [f"  {name}: {'; '.join(warnings)}" for name, warnings in warned.items()]
+    encoded_before = {recording["name"] for recording in manifest.recordings if recording["kind"] == FRAME_KINDS[0]}
+    if (gain_db := manifest.settings["gain_db"]) and encoded_before:
+        what = "recording, which is" if len(encoded_before) == 1 else "recordings, which are"
+        lines.append(f"  --gain-db {gain_db:g} was not applied to {len(encoded_before)} {what} Codec 2 already")
     speed = encoded.seconds / encoded.wall_seconds if encoded.wall_seconds else 0.0
     before = f"; {encoded.staged_seconds / 3600:.2f} h were encoded before" if encoded.staged_seconds else ""
     lines.append(
@@ -53,7 +58,7 @@ def describe_failures(found: Found, failures: list[tuple[str, str]]) -> list[str
     """Return lines about recordings that failed, with their causes, and about skipped files."""
     lines = []
     if found.ignored:
-        lines.append(f"skipped: {len(found.ignored)} files that are not audio, listed in {REPORT}")
+        lines.append(f"skipped: {len(found.ignored)} files or folders, listed in {REPORT} with the reasons")
     if failures:
         lines.append(f"failed: {len(failures)} of {len(found.sources) + len(found.failures)} recordings")
         lines += [f"  {name}: {cause}" for name, cause in failures]
@@ -61,9 +66,10 @@ def describe_failures(found: Found, failures: list[tuple[str, str]]) -> list[str
 
 
 def write_report(out: Path, lines: list[str], found: Found) -> None:
-    """Write report.txt: these lines, and the name of each skipped file."""
-    skipped = [f"  skipped: {path}" for path in found.ignored]
-    write_bytes(out / REPORT, ("\n".join([*lines, *skipped]) + "\n").encode())
+    """Write report.txt: these lines, and each skipped file or folder with the reason."""
+    skipped = [f"  skipped: {path}: {reason}" for path, reason in found.ignored]
+    # The name of the folder itself may hold bytes that are not UTF-8.
+    write_bytes(out / REPORT, ("\n".join([*lines, *skipped]) + "\n").encode(errors="backslashreplace"))
 
 
 def describe_next(out: Path, manifest: Manifest) -> str:

@@ -22,7 +22,7 @@ from babble.codec.frames import Mode, pack_packets
 from jobs.preprocess.staging import Staged
 from preprocessing.audio import MIN_SECONDS, open_recording
 from preprocessing.encode import cut_chunks, encode_chunk
-from preprocessing.kinds import FRAME_SUFFIXES, BadRecording
+from preprocessing.kinds import BadRecording, sniff
 from preprocessing.sources import Source, open_source
 
 # What the operating system reports for a full disk and for a full quota.
@@ -120,7 +120,7 @@ def _decode_file(
     if before.is_whole:
         yield Opened(sha256, None)
         yield Decoded(None)
-    elif source.suffix in FRAME_SUFFIXES:
+    elif source.is_encoded:
         packets = _read_packets(path, source, mode)
         yield Opened(sha256, len(packets) // mode.packet_bytes / mode.frames_per_second)
         yield Packets(packets)
@@ -143,7 +143,7 @@ def _read_packets(path: Path, source: Source, mode: Mode) -> bytes:
     if not data:
         raise BadRecording("empty: the file has no bytes")
     try:
-        if source.suffix == ".c2cb":
+        if source.suffix == ".c2cb" and sniff(data[:16]) != "Codec 2":
             packets = pack_packets(parse_c2cb(data, mode, "read as .c2cb"), mode)
             found = mode
         else:

@@ -29,6 +29,7 @@ from babble.training.wandb_run import WandbConfig, WandbRun
 from jobs.preprocess import driver, output, report, worker
 from jobs.preprocess.config import COMMAND, PreprocessConfig
 from jobs.preprocess.job import preprocess
+from jobs.preprocess.output import STAMPS
 from jobs.preprocess.staging import open_staging
 from preprocessing.audio import open_recording
 from preprocessing.sources import Source
@@ -337,6 +338,122 @@ def test_other_sources_for_a_finished_folder_are_refused(book: Path, tmp_path: P
         preprocess(config([second], out))
 
 
+def test_a_source_of_the_same_size_with_other_bytes_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, path = tmp_path / "shards", tmp_path / "a.wav"
+    contents = []
+    for number in (1, 2):
+        soundfile.write(path, read_speech(number, 4), 8000)
+        contents.append(path.read_bytes())
+    first, other = contents
+    assert len(first) == len(other)
+
+    def zip_it(data: bytes, year: int) -> None:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(zipfile.ZipInfo("a.wav", (year, 1, 1, 0, 0, 0)), data)
+
+    def rewrite(data: bytes, year: int) -> None:
+        path.write_bytes(data)
+        os.utime(path, (year * 10**6, year * 10**6))
+
+    for source, write in ((path, rewrite), (tmp_path / "a.zip", zip_it)):
+        write(first, 2000)
+        preprocess(config(source, out))
+        capsys.readouterr()
+        write(first, 2001)
+        preprocess(config(source, out))
+        assert "is finished already" in capsys.readouterr().out
+        for _ in range(2):
+            write(other, 2002)
+            with pytest.raises(
+                ValueError, match=r"recording \S*a has other bytes now, 64,044 bytes as before. Use anoth"
+            ):
+                preprocess(config(source, out))
+            # As in a folder made by an earlier version of babble.
+            (out / STAMPS).unlink(missing_ok=True)
+        write(first, 2002)
+        preprocess(config(source, out))
+        shutil.rmtree(out)
+
+
+def test_a_split_that_names_only_recordings_that_failed_is_refused(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, gone, out = tmp_path / "bad.mp3", tmp_path / "gone.mp3", tmp_path / "shards"
+    bad.write_bytes(b"no sound")
+    gone.symlink_to("nowhere")
+    sources = [book, bad, tmp_path / "folder"]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/gone.mp3").symlink_to("nowhere")
+    message = r"--split.validation names only recordings that failed \({}\), so no shards were written"
+    for name, max_failures in (("gone", 0), ("gone", 2)):
+        with pytest.raises(CommandError, match=message.format("folder/gone")):
+            preprocess(config(sources, out, max_failures=max_failures, split=SplitConfig(validation=(name,))))
+        assert not out.exists()
+    split = SplitConfig(validation=("bad",), test=("chapter-1",))
+    with pytest.raises(CommandError, match=message.format("bad") + "; see .*report.txt"):
+        preprocess(config(sources, out, max_failures=2, split=split))
+    assert "bad: not audio" in (out / "report.txt").read_text()
+    assert "failed: 2 of 11 recordings" in capsys.readouterr().out
+    assert not (out / MANIFEST).exists()
+    soundfile.write(tmp_path / "bad.wav", read_speech(3, 4), 8000)
+    preprocess(config([book, tmp_path / "bad.wav"], out, split=split))
+
+
+def test_gain_says_which_recordings_it_was_not_applied_to(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocess(config([book / "chapter-1.flac", book / "chapter-9.c2"], tmp_path / "shards", gain_db=-3.0))
+    line = "  --gain-db -3 was not applied to 1 recording, which is Codec 2 already\n"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "shards/report.txt").read_text()
+    preprocess(config(book / "chapter-1.flac", tmp_path / "audio", gain_db=-3.0))
+    assert "was not applied" not in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf_8_end_nothing(book: Path, tmp_path: Path) -> None:
+    """The whole command, on a terminal that shows only ASCII."""
+    folder, out = (tmp_path / os.fsdecode(name) for name in (b"b\xfccher", b"sh\xe4rds"))
+    for name in (
+        b"caf\xe9.flac",
+        "d\u0159evo/deep.flac".encode(),
+        b"th\xe8.txt",
+        b"ruin\xe9.mp3",
+        "d\u0159.txt".encode(),
+    ):
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no sound")
+    shutil.copy(book / "chapter-1.flac", folder / os.fsdecode(b"caf\xe9.flac"))
+    shutil.copy(book / "chapter-5.flac", folder / "d\u0159evo/deep.flac")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(book / "chapter-8.wav", "caf\xe9.wav")
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace("\xe9".encode(), b"\xff\xfe"))
+    words = ("--sources", folder, "--sources", tmp_path / "a.zip", "--out", out, "--max-failures", 1)
+    test = ("--split.test", os.fsdecode(b"caf\xe9"))
+    # Where the locale is C, Python reads and writes UTF-8 unless it is told not to.
+    for expected, utf8 in (("  b\\ufffdcher/ruin\\ufffd: not audio", "1"), ("is finished already", "0")):
+        command = start_command(*words, *test, PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8=utf8)
+        printed, errors = command.communicate()
+        assert (command.returncode, errors) == (0, "")
+        assert expected in printed
+    manifest = read_manifest(out)
+    splits = {recording["name"]: recording["split"] for recording in manifest.recordings}
+    assert splits == {
+        "b\ufffdcher/caf\ufffd": "test",
+        "b\ufffdcher/d\u0159evo/deep": "train",
+        "a/caf\ufffd\ufffd": "train",
+    }
+    assert {recording["file"] for recording in manifest.recordings} == {
+        *("caf\ufffd.flac", "deep.flac", "caf\ufffd\ufffd.wav")
+    }
+    report = (out / "report.txt").read_text()
+    assert f"  skipped: {tmp_path}/b\ufffdcher/th\ufffd.txt: not audio\n" in report
+    assert "d\u0159.txt: not audio\n" in report
+
+
 def test_a_second_process_on_the_same_folder_is_refused(book: Path, tmp_path: Path) -> None:
     with (
         open_staging(tmp_path, config(book, tmp_path).output_settings),
@@ -395,7 +512,7 @@ CAUSES = {
     "bad/still": "silent: all frames are the same",
     "bad/text": "not audio",
     "bad/twice": "two files with the same name",
-    "bad/wrong": "wrong suffix: named .mp3, but it contains FLAC",
+    "bad/wrong": "the same file as bad/big",
     "bad/zip/good-4": "the same file as bad/good-2",
     "bad/zip/inside": "not audio",
 }
