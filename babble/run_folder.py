@@ -2,6 +2,7 @@
 
 runs/NAME/
     config.yaml        every setting of the training
+    corpus.json        sha256 of the manifest of its shards
     environment.json   git revision, versions and machine, one entry per start
     metrics.jsonl      every logged metric, one JSON object per row
     baselines.json     baselines of the validation metrics
@@ -25,14 +26,14 @@ from typing import Any
 
 import yaml
 
-from babble.cli import describe_changes, to_yaml
+from babble.cli import describe_changes, flatten, to_yaml
 from babble.files import lock, read_json, write_bytes, write_json
 
 PACKAGES = ("babble-speech", "torch", "pytorch-lightning", "webdataset", "numpy", "pycodec2", "wandb", "ray")
 # The bundled voice: a run folder that has only a checkpoint.
 PRETRAINED = Path(__file__).parent / "pretrained"
-# Settings that name a run and change nothing in it: a renamed config file continues the same run.
-LABELS = ("name", "runs", "recipe")
+# Settings that change nothing in a run: a renamed config file continues the same run.
+LABELS = ("name", "runs", "recipe", "data.verify")
 
 
 @dataclass(frozen=True)
@@ -123,17 +124,31 @@ class RunFolder:
         values: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         return values
 
-    def claim(self, settings: dict[str, Any]) -> None:
+    def claim(self, settings: dict[str, Any], corpus: str = "") -> None:
         """Create the run's folders and config.yaml, or check that it is the same run.
 
         Args:
-            settings: every setting, nested; `LABELS` are not compared.
+            settings: every setting, nested; `LABELS` are not compared, nor is the path of the same shards.
+            corpus: sha256 of the manifest of its shards.
 
         Raises:
-            ValueError: the folder holds a run with other settings; each is named with both values.
+            ValueError: the folder holds a run with other settings, each of which is named with both values, or a run
+                that was trained on other shards.
         """
+        path = self.path / "corpus.json"
         if self.config.is_file():
-            before, now = ({k: v for k, v in s.items() if k not in LABELS} for s in (self.read_config(), settings))
+            labels: tuple[str, ...] = LABELS
+            if path.is_file():
+                labels += ("data.shards",)
+                if read_json(path)["manifest_sha256"] != corpus:
+                    raise ValueError(
+                        f"{self.path} was trained on other shards than {settings['data']['shards']} holds now, so it "
+                        "is not continued. Give the folder of the same shards, or another --name to start a new run."
+                    )
+            before, now = (
+                {key: value for key, value in flatten(values).items() if key not in labels}
+                for values in (self.read_config(), settings)
+            )
             if changes := describe_changes(before, now):
                 raise ValueError(
                     f"{self.path} is a run with other settings, so it is not continued:\n  "
@@ -143,6 +158,8 @@ class RunFolder:
             return
         for folder in (self.checkpoint("any").parent, self.prompts):
             folder.mkdir(parents=True, exist_ok=True)
+        if corpus:
+            write_json(path, {"manifest_sha256": corpus})
         write_bytes(self.config, to_yaml(settings))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:

@@ -18,6 +18,7 @@ import signal
 import sys
 
 from babble.cli import Interrupted, config_to_dict, run_command
+from babble.data.shards import hash_manifest
 from babble.processes import StopRequest
 from babble.reporting.render import write_report
 from babble.run_folder import RunFolder
@@ -54,7 +55,7 @@ def train(config: TrainConfig) -> TrainResult:
         # The other ranks run inside the folder that the first one holds.
         with run.locked() if is_first_rank() else contextlib.nullcontext():
             if is_first_rank():
-                run.claim(config_to_dict(training.config))
+                run.claim(config_to_dict(training.config), hash_manifest(training.data.folder))
             if run.finished.is_file():
                 return read_result(run)
             if is_first_rank():

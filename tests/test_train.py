@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from PIL import Image
 
 from babble.cli import CommandError, Interrupted, config_to_dict
 from babble.data.loaders import DataConfig
+from babble.data.shards import read_manifest, write_manifest
 from babble.files import read_json_lines
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
@@ -275,6 +277,37 @@ def test_other_settings_are_rejected_by_name(undisturbed: TrainResult, speech_sh
     assert "optim.lr: was None, now 0.5" in message
     assert "optim.clip_norm: was None, now 1.0" in message
     assert "units" not in message
+
+
+def test_a_run_is_not_continued_on_other_shards(undisturbed: TrainResult, speech_shards: Path, tmp_path: Path):
+    run, moved = tmp_path / "runs" / "undisturbed", tmp_path / "moved"
+    shutil.copytree(undisturbed.run, run)
+    shutil.copytree(speech_shards, moved)
+    # The same shards in another folder are the same shards.
+    assert train(_config(moved, run.parent, "undisturbed")).already_finished
+    manifest = read_manifest(moved)
+    write_manifest(moved, dataclasses.replace(manifest, settings={"gain_db": 3.0}))
+    with pytest.raises(ValueError, match=f"was trained on other shards than {moved} holds now"):
+        train(_config(moved, run.parent, "undisturbed"))
+
+
+def test_changed_shards_are_found_at_the_start(speech_shards: Path, tmp_path: Path):
+    folder = tmp_path / "shards"
+    shutil.copytree(speech_shards, folder)
+    shard = folder / "train-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[-1500] ^= 1
+    shard.write_bytes(data)
+    config = _config(folder, tmp_path / "runs", "a")
+    with pytest.raises(ValueError, match=r"train-000000\.tar has changed since its manifest was written"):
+        train(config)
+    assert not (tmp_path / "runs").exists()
+    unverified = dataclasses.replace(config.data, verify="never")
+    train(dataclasses.replace(config, data=unverified, stop=StopConfig(steps=1)))
+    # The size is always compared.
+    shard.write_bytes(data[:-512])
+    with pytest.raises(ValueError, match=r"train-000000\.tar has [\d,]+ bytes, [\d,]+ in its manifest"):
+        train(dataclasses.replace(config, data=unverified))
 
 
 def test_a_finished_run_does_nothing(undisturbed: TrainResult, speech_shards: Path):

@@ -64,13 +64,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What the manifest says about one tar: name, split, sha256 of its bytes, number of entries and frames."""
+    """What the manifest says about one tar: name, split, sha256 and number of its bytes, of its entries and frames."""
 
     name: str
     split: str
     sha256: str
     entries: int
     frames: int
+    # None in manifests of earlier versions.
+    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def write_shards(
         name = f"{split}-{len(facts):06d}.tar"
         write_bytes(folder / name, data)
         num_frames = sum(len(segment.frames) for _, segment in batch)
-        facts.append(ShardFacts(name, split, hashlib.sha256(data).hexdigest(), len(batch), num_frames))
+        facts.append(ShardFacts(name, split, hashlib.sha256(data).hexdigest(), len(batch), num_frames, len(data)))
     return facts
 
 
@@ -183,7 +185,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         FileNotFoundError: no such folder, no manifest, or a tar that the manifest names is missing.
-        ValueError: a manifest that babble did not write, or of another format.
+        ValueError: a manifest that babble did not write, or of another format; a tar of another size.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -204,7 +206,33 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: {len(missing)} of {len(shards)} shards in its manifest are missing, the first is {missing[0]}. "
             "Copy it again, or preprocess to a new folder."
         )
+    for shard in shards:
+        if shard.bytes not in (None, found := (folder / shard.name).stat().st_size):
+            raise ValueError(
+                f"{folder / shard.name} has {found:,} bytes, {shard.bytes:,} in its manifest: copy it again, or "
+                "preprocess to a new folder."
+            )
     return Manifest(get_mode(value["mode"]), value["settings"], value["recordings"], shards, value["failures"])
+
+
+def hash_manifest(folder: Path) -> str:
+    """Return the sha256 of a folder's manifest, which has the sha256 of every shard: two equal ones hold the same."""
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def verify_shards(folder: Path, manifest: Manifest) -> None:
+    """Compare the bytes of every shard with the manifest.
+
+    Raises:
+        ValueError: names the first shard that differs.
+    """
+    for shard in manifest.shards:
+        with (folder / shard.name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise ValueError(
+                    f"{folder / shard.name} has changed since its manifest was written: copy it again, or preprocess "
+                    "to a new folder."
+                )
 
 
 def _explain_missing_manifest(path: Path) -> str:
@@ -349,8 +377,7 @@ def map_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray,
         ValueError: as `read_split`.
         OSError: the file can't be written: no permission, or the disk is full.
     """
-    version = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:12]
-    path = folder / f".{split}-{version}.npy"
+    path = folder / f".{split}-{hash_manifest(folder)[:12]}.npy"
     if not path.is_file():
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, read_split(folder, manifest, split)[0])

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 from babble.cli import config_to_dict
 from babble.data.datamodule import SpeechData
-from babble.data.shards import MANIFEST
+from babble.data.shards import MANIFEST, verify_shards
 from babble.evaluation.baselines import baseline_lines, measure_baselines
 from babble.files import read_json, write_json
 from babble.model.cells import can_train_in_bfloat16
@@ -145,6 +145,8 @@ def build_training(config: TrainConfig, topology: Topology, request: StopRequest
     # Stored in config.yaml, so that a run is not continued with other numbers.
     config = replace(config, compute=replace(config.compute, devices=topology.devices, nodes=topology.nodes))
     data = SpeechData(config.data, config.seed)
+    if config.data.verify == "start" and is_first_rank():
+        verify_shards(data.folder, data.manifest)
     data.setup()
     total_steps = _count_steps(config, data, topology.world_size)
     if total_steps and config.optim.warmup_steps >= total_steps:
