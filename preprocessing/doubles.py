@@ -5,7 +5,7 @@ The same speech in train and in test makes held-out metrics meaningless.
 1. Recordings with equal frames are found by a hash of these.
 2. `contours` turns frames into a few smooth curves, 25 values per second, which another codec, sample rate, level or
    start changes little: energy, two LSPs, voicing. Phonemes and pauses shape them, so no other reading has the same.
-3. `find_landmarks` describes the most distinct windows of 2.56 s, about three per second, by a key and a check of
+3. `find_landmarks` describes the most distinct windows of 2.56 s, about four per second, by a key and a check of
    cosine signs. A copy has many of the same keys at the same distances; a chance pair has next to none.
 4. Landmarks with the same key and similar checks vote for (two recordings, offset): a sort, no loop over pairs.
 5. `measure_overlap` correlates the contours of each candidate, block by block, and counts the seconds that agree.
@@ -30,11 +30,13 @@ from babble.codec.frames import Mode, energy_db, is_voiced, lsp_hz, pitch_hz
 RATE_HZ = 25
 # Of the shorter recording; with less in common, both are kept and the match is only reported.
 MIN_SHARE = 0.5
+# A reader's opening words can agree for up to 8 s: below, nearly all of the shorter recording must agree.
+MIN_SECONDS, MIN_SHARE_OF_SHORT = 8.0, 0.9
 # Below this, common speech of less than half a recording, e.g. a jingle, is not reported.
 MIN_SHARED_SECONDS = 30.0
 # Recordings whose lengths differ by less count as equally long, as an encoder adds some silence.
 SAME_LENGTH = 0.05
-WINDOW, BLOCK, MIN_BLOCK = 64, 100, 64
+WINDOW, BLOCK, MIN_BLOCK, CUT = 64, 100, 64, 1 << 15
 # Half cosines per window, so 0.2 to 2.7 Hz. Signs of faster ones differ between copies with a fraction of a frame
 # between their starts.
 KEY_WAVES = (14, 10)
@@ -43,10 +45,14 @@ CHECK_WAVES = 10
 MAX_CHECK_ERRORS = 0.3
 # A copy gets about 0.9 votes per second; with fewer than these, there is not enough in common to look at.
 MIN_VOTES, MIN_VOTES_PER_SECOND = 2, 0.2
-# A key is compared with this many next ones in sorted order. Only keys of silence or tones have more equals.
-MAX_EQUALS = 16
+# A key is compared with this many next ones in sorted order. In 1,000 hours of speech about 20 are equal by chance.
+MAX_EQUALS = 100
+# Offsets at which two recordings are compared, those with most votes: each cut in a copy gives another one.
+MAX_OFFSETS = 50
 # Least standard deviation of the first contour in a window of speech, 2 dB where it is energy; of speech it is 0.85.
 MIN_CHANGE = 0.25
+# The same of its changes over two values in a block; of speech it is 0.5.
+MIN_STEP = 0.1
 MIN_CORRELATION = 0.8
 
 
@@ -69,7 +75,7 @@ class Double:
     @property
     def is_left_out(self) -> bool:
         """Whether it repeats so much that it must not be in another split than the other recording."""
-        return self.share >= MIN_SHARE
+        return self.share >= (MIN_SHARE if self.seconds >= MIN_SECONDS else MIN_SHARE_OF_SHORT)
 
 
 @dataclass(frozen=True)
@@ -109,15 +115,14 @@ def find_doubles(recordings: Mapping[str, np.ndarray], mode: Mode, named: Collec
         lengths[name] = len(frames)
         equal[hashlib.sha256(frames.tobytes()).digest()].append(name)
         landmarks.append(find_landmarks(contours(frames, mode)))
-    doubles: list[Double] = []
-    # The one kept of each group of equal ones.
-    kept = {min(names, key=lambda name: name not in named): names for names in equal.values()}
-    for of, names in kept.items():
-        seconds = lengths[of] / mode.frames_per_second
-        doubles += [Double(name, of, seconds, 1.0) for name in names if name != of]
-    marks = {name: found for name, found in zip(lengths, landmarks, strict=True) if name in kept}
-    seconds_of = {name: lengths[name] / mode.frames_per_second for name in marks}
-    doubles += _choose(_match(recordings, mode, marks, seconds_of), seconds_of, named)
+    # Of each group of equal ones, one stands for all.
+    groups = {min(names, key=lambda name: name not in named): names for names in equal.values()}
+    marks = {name: found for name, found in zip(lengths, landmarks, strict=True) if name in groups}
+    seconds = {name: lengths[name] / mode.frames_per_second for name in marks}
+    doubles = _choose(_match(recordings, mode, marks, seconds), seconds, named)
+    kept_instead = {double.name: double.of for double in doubles if double.is_left_out}
+    for of, names in groups.items():
+        doubles += [Double(name, kept_instead.get(of, of), seconds[of], 1.0) for name in names if name != of]
     order = {name: index for index, name in enumerate(lengths)}
     return sorted(doubles, key=lambda double: (order[double.name], order[double.of]))
 
@@ -137,7 +142,7 @@ def _match(
         first, second = names[i], names[j]
         shared = min(MIN_SHARED_SECONDS, MIN_SHARE * min(seconds[first], seconds[second]))
         if sum(votes.values()) >= MIN_VOTES_PER_SECOND * shared:
-            found[first, second] = measure_overlap(read(first), read(second), votes)
+            found[first, second] = measure_overlap(read(first), read(second), list(votes)[:MAX_OFFSETS])
     return found
 
 
@@ -209,7 +214,10 @@ def _cosines(waves: int) -> np.ndarray:
 
 def _transform(contour_T: np.ndarray, waves: int) -> np.ndarray:
     """Return the cosine transform of every window, float32 (T - WINDOW + 1, waves)."""
-    return np.ascontiguousarray(sliding_window_view(contour_T, WINDOW)) @ _cosines(waves)
+    windows, cosines = sliding_window_view(contour_T, WINDOW), _cosines(waves)
+    # Cut, because a product with a view copies it: 64 times the contour of a book of many hours.
+    cuts = [windows[start : start + CUT] for start in range(0, len(windows), CUT)]
+    return np.concatenate([np.ascontiguousarray(cut) @ cosines for cut in cuts])
 
 
 def _pack_signs(values_NK: np.ndarray) -> np.ndarray:
@@ -224,16 +232,16 @@ def _deviation(values_T: np.ndarray, length: int) -> np.ndarray:
 
 
 def find_landmarks(contours_TC: np.ndarray) -> Landmarks:
-    """Return the landmarks of a recording's contours, about three per second of speech, none in silence or a tone."""
+    """Return the landmarks of a recording's contours, about four per second of speech, none in silence or a tone."""
     num = len(contours_TC) - WINDOW + 1
     if num < 1:
         return Landmarks(np.empty(0, np.uint32), np.empty(0, np.uint64), np.empty(0, np.int64))
     key_waves = KEY_WAVES if contours_TC.shape[1] > 1 else (sum(KEY_WAVES),)
     key_TK = np.concatenate([_transform(contours_TC[:, c], waves) for c, waves in enumerate(key_waves)], axis=1)
-    # Distinct windows: all waves far from 0, where their signs would change easily. The best of 7 neighbours.
+    # Distinct windows: all waves far from 0, where their signs would change easily. The best of 5 neighbours.
     scale_K = np.sqrt(np.square(key_TK).mean(axis=0)) + 1e-6
     margin_T = np.log(np.abs(key_TK) / scale_K + 0.02).mean(axis=1)
-    best_T = sliding_window_view(np.pad(margin_T, 3, constant_values=-np.inf), 7).max(axis=1)
+    best_T = sliding_window_view(np.pad(margin_T, 2, constant_values=-np.inf), 5).max(axis=1)
     positions = np.flatnonzero((margin_T == best_T) & (_deviation(contours_TC[:, 0], WINDOW) >= MIN_CHANGE))
     keys = _pack_signs(key_TK[positions]).astype(np.uint32)
     windows = sliding_window_view(contours_TC[:, len(key_waves) :], WINDOW, axis=0)[positions]
@@ -258,9 +266,12 @@ def find_candidates(landmarks: list[Landmarks]) -> dict[tuple[int, int], dict[in
     order = np.argsort(keys, kind="stable")
     keys, checks, owners, positions = keys[order], checks[order], owners[order], positions[order]
     num_checks = max(1, int(checks.max(initial=0)).bit_length())
-    votes = []
+    votes = [np.empty((0, 2), np.int64)]
     for step in range(1, MAX_EQUALS):
-        first = np.flatnonzero((keys[step:] == keys[:-step]) & (owners[step:] != owners[:-step]))
+        first = np.flatnonzero(keys[step:] == keys[:-step])
+        if not len(first):
+            break
+        first = first[owners[first] != owners[first + step]]
         second = first + step
         errors = np.bitwise_count(checks[first] ^ checks[second])
         similar = errors <= MAX_CHECK_ERRORS * num_checks
@@ -321,10 +332,13 @@ def correlate_blocks(first_TC: np.ndarray, second_TC: np.ndarray, starts: np.nda
     Returns:
         float64 (N,).
     """
+    # Of the changes over 80 ms: readers repeat themselves, but not to the frame.
+    first_TC, second_TC = (contours_TC[2:] - contours_TC[:-2] for contours_TC in (first_TC, second_TC))
+    length -= 2
     products = np.stack([first_TC, second_TC, first_TC**2, second_TC**2, first_TC * second_TC], dtype=np.float64)
     sums = np.concatenate([np.zeros_like(products[:, :1]), np.cumsum(products, axis=1)], axis=1)
     x, y, xx, yy, xy = (sums[:, starts + length] - sums[:, starts]) / length
     variance_x, variance_y = xx - x * x, yy - y * y
-    is_speech = np.minimum(variance_x[:, 0], variance_y[:, 0]) >= MIN_CHANGE**2
+    is_speech = np.minimum(variance_x[:, 0], variance_y[:, 0]) >= MIN_STEP**2
     norm = np.sqrt(variance_x.sum(axis=1) * variance_y.sum(axis=1))
     return np.where(is_speech, (xy - x * y).sum(axis=1) / np.maximum(norm, 1e-9), 0.0)
