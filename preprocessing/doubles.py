@@ -25,7 +25,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from babble.codec.frames import Mode, energy_db, is_voiced, lsp_hz, pitch_hz
+from babble.codec.frames import Mode, energy_db, is_voiced, lsp_hz
 
 RATE_HZ = 25
 # Of the shorter recording; with less in common, both are kept and the match is only reported.
@@ -36,15 +36,16 @@ MIN_SECONDS, MIN_SHARE_OF_SHORT = 8.0, 0.9
 MIN_SHARED_SECONDS = 30.0
 # Recordings whose lengths differ by less count as equally long, as an encoder adds some silence.
 SAME_LENGTH = 0.05
+# In contour values: of landmarks, of blocks that are correlated, and of windows that are transformed at once.
 WINDOW, BLOCK, MIN_BLOCK, CUT = 64, 100, 64, 1 << 15
-# Half cosines per window, so 0.2 to 2.7 Hz. Signs of faster ones differ between copies with a fraction of a frame
-# between their starts.
-KEY_WAVES = (14, 10)
+# Half cosines per window of the first contours, by the number of contours: 0.2 to 2.7 Hz with LSPs. Signs of faster
+# ones differ between copies that start a fraction of a frame apart.
+KEY_WAVES = {1: (24,), 2: (16, 6), 3: (14, 10), 4: (14, 10)}
 CHECK_WAVES = 10
 # Signs of the check that may differ. They differ in an eighth between copies, in half between others.
 MAX_CHECK_ERRORS = 0.3
-# A copy gets about 0.9 votes per second; with fewer than these, there is not enough in common to look at.
-MIN_VOTES, MIN_VOTES_PER_SECOND = 2, 0.2
+# A copy gets about 1 vote per second of speech; with fewer than these, there is not enough in common to look at.
+MIN_VOTES, MIN_VOTES_PER_SECOND = 2, 0.1
 # A key is compared with this many next ones in sorted order. In 1,000 hours of speech about 20 are equal by chance.
 MAX_EQUALS = 100
 # Offsets at which two recordings are compared, those with most votes: each cut in a copy gives another one.
@@ -53,6 +54,7 @@ MAX_OFFSETS = 50
 MIN_CHANGE = 0.25
 # The same of its changes over two values in a block; of speech it is 0.5.
 MIN_STEP = 0.1
+# Of a block; 0.5 % of the blocks of copies are below, and all but 0.005 % of blocks at chance offsets.
 MIN_CORRELATION = 0.8
 
 
@@ -103,8 +105,8 @@ def find_doubles(recordings: Mapping[str, np.ndarray], mode: Mode, named: Collec
 
     Args:
         recordings: levels (T, F) by name. Each is read once, and again if it may be a double, so they may be files.
-        mode: the mode of every frame. In mode 1200, whose labels say nothing of energy or spectrum, the contour is
-            voicing alone.
+        mode: the mode of every frame. In mode 1200, whose labels say nothing of energy or spectrum, voicing is the
+            only contour, and copies at another bit rate are found less surely.
         named: recordings to keep rather than others, because the user has named them for a split.
     """
     lengths: dict[str, int] = {}
@@ -175,21 +177,19 @@ def _choose(
 def contours(frames: np.ndarray, mode: Mode) -> np.ndarray:
     """Return the contours of a recording, float32 (T, C) at 25 Hz: the first is energy if the mode has it.
 
-    Then follow two LSPs, voicing, and pitch where there are no LSPs, as far as the mode has them. LSPs and pitch are
-    deviations from the recording's mean where it is voiced, and 0 elsewhere. A standard deviation is about 1.
+    Then follow two LSPs, if the mode has them, and voicing. LSPs are deviations from the recording's mean where it is
+    voiced, and 0 elsewhere. A standard deviation is about 1. Pitch is no contour: copies often differ by an octave.
     """
     voiced_T = is_voiced(frames, mode)
     columns = mode.group_indices("voicing")
-    voicing_T = (frames[:, columns].mean(axis=1) if columns else voiced_T) - 0.5
     found = []
     if (energy_T := energy_db(frames, mode)) is not None and len(energy_T):
         # Relative to loud frames, because copies differ in level; clipped, because they differ in their noise.
         found.append(np.clip(energy_T - np.percentile(energy_T, 95) + 12.5, -12.5, 12.5) / 8)
     if (lsp_TF := lsp_hz(frames, mode)) is not None:
         found += [_deviate(lsp_TF[:, f] / 250, voiced_T) for f in (5, 4)]
-    found.append(2 * voicing_T)
-    if lsp_TF is None and (pitch_T := pitch_hz(frames, mode)) is not None:
-        found.append(_deviate(np.nan_to_num(4 * np.log2(pitch_T / 100)), voiced_T))
+    # In 700C, with one decision per frame, it is noisier.
+    found.append(2 * frames[:, columns].mean(axis=1) if columns else voiced_T.astype(np.float64))
     contours_TC = np.stack(found, axis=1).astype(np.float32)
     if (step := mode.frames_per_second // RATE_HZ) > 1:
         whole = len(contours_TC) // step * step
@@ -236,7 +236,7 @@ def find_landmarks(contours_TC: np.ndarray) -> Landmarks:
     num = len(contours_TC) - WINDOW + 1
     if num < 1:
         return Landmarks(np.empty(0, np.uint32), np.empty(0, np.uint64), np.empty(0, np.int64))
-    key_waves = KEY_WAVES if contours_TC.shape[1] > 1 else (sum(KEY_WAVES),)
+    key_waves = KEY_WAVES[contours_TC.shape[1]]
     key_TK = np.concatenate([_transform(contours_TC[:, c], waves) for c, waves in enumerate(key_waves)], axis=1)
     # Distinct windows: all waves far from 0, where their signs would change easily. The best of 5 neighbours.
     scale_K = np.sqrt(np.square(key_TK).mean(axis=0)) + 1e-6
@@ -258,6 +258,8 @@ def find_candidates(landmarks: list[Landmarks]) -> dict[tuple[int, int], dict[in
     Returns:
         by (i, j), i < j, votes by offset in contour values: value t + offset of recording i is value t of recording j.
     """
+    if not landmarks:
+        return {}
     keys = np.concatenate([marks.keys for marks in landmarks])
     checks = np.concatenate([marks.checks for marks in landmarks])
     owners = np.repeat(np.arange(len(landmarks)), [len(marks.keys) for marks in landmarks])
