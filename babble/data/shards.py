@@ -25,7 +25,7 @@ import json
 import shlex
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -85,6 +85,7 @@ class Manifest:
         recordings: facts of each recording in order: at least name, split, first_frame and frames.
         shards: facts of each tar in reading order.
         failures: sources that could not be read: name and cause.
+        doubles: recordings left out because they repeat others: at least name, of and seconds.
     """
 
     mode: Mode
@@ -92,6 +93,7 @@ class Manifest:
     recordings: list[dict[str, Any]]
     shards: list[ShardFacts]
     failures: list[dict[str, str]]
+    doubles: list[dict[str, Any]] = field(default_factory=list)
 
     def split_lengths(self, split: str) -> list[int]:
         """Return the number of frames of each recording in a split."""
@@ -169,6 +171,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             "recordings": manifest.recordings,
             "shards": [asdict(shard) for shard in manifest.shards],
             "failures": manifest.failures,
+            "doubles": manifest.doubles,
         },
     )
 
@@ -212,7 +215,8 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{folder / shard.name} has {found:,} bytes, {shard.bytes:,} in its manifest: copy it again, or "
                 "preprocess to a new folder."
             )
-    return Manifest(get_mode(value["mode"]), value["settings"], value["recordings"], shards, value["failures"])
+    recordings, failures, doubles = value["recordings"], value["failures"], value.get("doubles", [])
+    return Manifest(get_mode(value["mode"]), value["settings"], recordings, shards, failures, doubles)
 
 
 def hash_manifest(folder: Path) -> str:

@@ -1,17 +1,21 @@
 """The folder of shards: whether it may be written, whether it is finished already, and writing it from the staging."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from babble.cli import CommandError
 from babble.codec.frames import Mode, unpack_packets
 from babble.data.shards import MANIFEST, SPLITS, STAGING, Manifest, Segment, read_manifest, write_manifest, write_shards
 from babble.files import read_json, write_json
 from babble.run_folder import RunFolder
 from jobs.preprocess.report import REPORT
 from jobs.preprocess.staging import Encoded, Staging, check_same_settings
-from preprocessing.sources import Found, hash_source
-from preprocessing.split import SplitSegment
+from preprocessing.doubles import Double, find_doubles
+from preprocessing.sources import Found, Source, hash_source
+from preprocessing.split import Split, SplitSegment
 
 # The stamps of the recordings' files. Not in the manifest, which is the same for a folder and for its zip.
 STAMPS = "sources.json"
@@ -52,7 +56,7 @@ def is_finished(out: Path, settings: dict[str, Any], found: Found) -> bool:
         return False
     manifest = read_manifest(out)
     check_same_settings(manifest.settings, settings, out)
-    before = {recording["name"]: recording for recording in manifest.recordings}
+    before = {recording["name"]: recording for recording in (*manifest.recordings, *manifest.doubles)}
     now = {source.name: source for source in found.sources}
     failed = {failure["name"] for failure in manifest.failures}
     stamps = read_json(out / STAMPS) if (out / STAMPS).is_file() else {}
@@ -71,6 +75,7 @@ def is_finished(out: Path, settings: dict[str, Any], found: Found) -> bool:
         )
     hours = ", ".join(f"{manifest.split_hours(split):.2f} h {split}" for split in SPLITS)
     without = f", without {len(failed)} failed recordings" if failed else ""
+    without += f", without {len(manifest.doubles)} that repeat others" if manifest.doubles else ""
     print(f"{out} is finished already: {hours}{without}. Nothing to do.")
     return True
 
@@ -82,20 +87,68 @@ def _size(num_bytes: int | None) -> str:
 def collect_facts(
     found: Found, encoded: Encoded, staging: Staging
 ) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str]]]:
-    """Return the facts of each whole recording by name, and the failures (name, cause), copies of a file included."""
-    failures = found.failures + encoded.failures
-    facts: dict[str, dict[str, Any]] = {}
-    first_names: dict[str, str] = {}
-    for source in found.sources:
-        sha256 = encoded.sha256.get(source.name)
-        if sha256 is None:
-            continue
-        # The same speech twice could be in train and in test.
-        if (first := first_names.setdefault(sha256, source.name)) != source.name:
-            failures.append((source.name, f"the same file as {first}, byte for byte; remove one of them"))
-        else:
-            facts[source.name] = staging.read_facts(source.name, sha256)
-    return facts, sorted(failures)
+    """Return the facts of each whole recording by name, and the failures (name, cause)."""
+    names = [source.name for source in found.sources if source.name in encoded.sha256]
+    facts = {name: staging.read_facts(name, encoded.sha256[name]) for name in names}
+    return facts, sorted(found.failures + encoded.failures)
+
+
+class StagedFrames(Mapping[str, np.ndarray]):
+    """The frames (T, F) of whole recordings by name, read from the staging whenever one is asked for.
+
+    Args:
+        facts: of each recording, by name.
+        mode: Codec 2 mode.
+        staging: holds the packets of each recording.
+    """
+
+    def __init__(self, facts: Mapping[str, dict[str, Any]], mode: Mode, staging: Staging) -> None:
+        self._hashes = {name: about["sha256"] for name, about in facts.items()}
+        self._mode, self._staging = mode, staging
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return unpack_packets(self._staging.read_packets(name, self._hashes[name]), self._mode)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._hashes)
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+
+def leave_out_doubles(
+    facts: Mapping[str, dict[str, Any]], matched: dict[str, Split] | None, mode: Mode, staging: Staging
+) -> tuple[dict[str, dict[str, Any]], list[Double]]:
+    """Return the facts without recordings that repeat others, and all recordings with speech in common.
+
+    Args:
+        facts: of each whole recording, by name.
+        matched: the split of each recording by patterns, None without patterns.
+        mode: Codec 2 mode.
+        staging: holds the packets of each recording.
+
+    Raises:
+        CommandError: patterns name the same speech for validation and for test, and nothing else for one of them.
+    """
+    splits = matched or {}
+    # The user has named these for a split, so their copies are left out rather than they, even a longer one.
+    named = [name for name in facts if splits.get(name, "train") != "train"]
+    doubles = find_doubles(StagedFrames(facts, mode, staging), mode, named)
+    left_out = {double.name: double for double in doubles if double.is_left_out}
+    kept = {name: about for name, about in facts.items() if name not in left_out}
+    left_splits = {splits.get(name) for name in kept}
+    for name, double in left_out.items():
+        if name in named and splits[name] not in left_splits:
+            raise CommandError(
+                f"split.{splits[name]} names only speech that is in split.{splits[double.of]} too: {name} repeats "
+                f"{double.of}. Name other recordings for one of them, and use another --out."
+            )
+    return kept, doubles
+
+
+def write_stamps(out: Path, sources: Sequence[Source]) -> None:
+    """Write the stamps of the recordings' files, before the manifest."""
+    write_json(out / STAMPS, {source.name: source.stamp for source in sources})
 
 
 def write_folder(
@@ -105,7 +158,7 @@ def write_folder(
     segments: list[SplitSegment],
     facts: dict[str, dict[str, Any]],
     failures: list[tuple[str, str]],
-    stamps: dict[str, str],
+    doubles: list[Double],
     staging: Staging,
 ) -> Manifest:
     """Write shards and manifest from the staging; return the manifest.
@@ -117,7 +170,7 @@ def write_folder(
         segments: the frames of each split, in order.
         facts: of each recording, by name.
         failures: name and cause of each recording that can't be used.
-        stamps: of each recording's file, by name.
+        doubles: result of `leave_out_doubles`.
         staging: holds the packets of each recording.
     """
 
@@ -141,9 +194,17 @@ def write_folder(
         about = {key: value for key, value in facts[segment.recording].items() if key != "frames"}
         position = {"split": segment.split, "first_frame": segment.first_frame, "frames": segment.frames}
         recordings.append({"name": segment.recording, **position, **about})
-    manifest = Manifest(
-        mode, settings, recordings, shards, [{"name": name, "cause": cause} for name, cause in failures]
-    )
-    write_json(out / STAMPS, stamps)
+    causes = [{"name": name, "cause": cause} for name, cause in failures]
+    left_out = [
+        {
+            "name": double.name,
+            "of": double.of,
+            "seconds": round(double.seconds, 2),
+            **{key: facts[double.name][key] for key in ("file", "bytes", "sha256")},
+        }
+        for double in doubles
+        if double.is_left_out
+    ]
+    manifest = Manifest(mode, settings, recordings, shards, causes, left_out)
     write_manifest(out, manifest)
     return manifest

@@ -14,6 +14,7 @@ from babble.files import write_bytes
 from babble.training.wandb_run import open_wandb
 from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.staging import Encoded, Staging
+from preprocessing.doubles import Double
 from preprocessing.kinds import FRAME_KINDS
 from preprocessing.sources import Found
 
@@ -62,6 +63,21 @@ def describe_failures(found: Found, failures: list[tuple[str, str]]) -> list[str
     if failures:
         lines.append(f"failed: {len(failures)} of {len(found.sources) + len(found.failures)} recordings")
         lines += [f"  {name}: {cause}" for name, cause in failures]
+    return lines
+
+
+def describe_doubles(doubles: list[Double]) -> list[str]:
+    """Return lines about recordings left out because they repeat others, and about others with speech in common."""
+    left_out = [double for double in doubles if double.is_left_out]
+    lines = [f"left out: {len(left_out)} recordings that repeat others"] if left_out else []
+    lines += [
+        f"  {double.name}: repeats {double.of}, {double.seconds:.1f} s ({double.share:.0%})" for double in left_out
+    ]
+    if shared := [double for double in doubles if not double.is_left_out]:
+        lines.append(f"warning: {len(shared)} pairs of recordings have some speech in common, and both are kept")
+        lines += [
+            f"  {double.name}: {double.seconds:.1f} s ({double.share:.0%}) are in {double.of}" for double in shared
+        ]
     return lines
 
 
@@ -114,6 +130,7 @@ def show_in_wandb(config: PreprocessConfig, manifest: Manifest, encoded: Encoded
     metrics: dict[str, float] = {f"corpus/hours/{split}": manifest.split_hours(split) for split in SPLITS}
     recordings = {recording["name"]: recording["sha256"] for recording in manifest.recordings}
     metrics |= {"corpus/recordings": len(recordings), "corpus/failures": len(manifest.failures)}
+    metrics["corpus/doubles"] = len(manifest.doubles)
     if encoded.wall_seconds:
         metrics["corpus/times_real_time"] = encoded.seconds / encoded.wall_seconds
     counts = [np.zeros(levels, np.int64) for levels in mode.levels]

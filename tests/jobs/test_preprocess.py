@@ -61,7 +61,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(1, 9):
         suffix = ("wav", "flac", "mp3", "ogg")[number % 4]
         soundfile.write(folder / f"chapter-{number}.{suffix}", read_speech(number, 4 + number), 8000)
-    write_c2(folder / "chapter-9.c2", unpack_packets(encode_pcm(read_speech(1, 9)[8000:], M1300), M1300), M1300)
+    write_c2(folder / "chapter-9.c2", unpack_packets(encode_pcm(read_speech(1, 40)[-8 * 8000 :], M1300), M1300), M1300)
     return folder
 
 
@@ -469,14 +469,14 @@ def bad_book(tmp_path: Path) -> Path:
     folder = tmp_path / "bad"
     folder.mkdir()
     speech = read_speech(1, 6)
-    for number, name in enumerate(("good-1.wav", "good-2.wav", "twice.wav", "twice.flac")):
-        soundfile.write(folder / name, speech[number * 1000 :], 8000)
+    for number, name in enumerate(("good-1.wav", "good-2.wav", "twice.wav", "twice.flac"), 1):
+        soundfile.write(folder / name, read_speech(number, 6), 8000)
     values = (speech / 32768).astype(np.float32)
     values[9000] = np.nan
     soundfile.write(folder / "nan.wav", values, 8000, subtype="FLOAT")
     whole = (folder / "good-1.wav").read_bytes()
     (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
-    soundfile.write(folder / "whole.flac", np.tile(speech, 4), 8000)
+    soundfile.write(folder / "whole.flac", read_speech(5, 24), 8000)
     flac = (folder / "whole.flac").read_bytes()
     (folder / "whole.flac").rename(folder / "big.flac")
     (folder / "cut.flac").write_bytes(flac[: len(flac) * 3 // 4])
@@ -499,7 +499,6 @@ def bad_book(tmp_path: Path) -> Path:
 
 
 CAUSES = {
-    "bad/copy": "the same file as",
     "bad/cut": "two files with the same name",
     "bad/empty": "empty: the file has no bytes",
     "bad/gone": "unreadable",
@@ -512,8 +511,6 @@ CAUSES = {
     "bad/still": "silent: all frames are the same",
     "bad/text": "not audio",
     "bad/twice": "two files with the same name",
-    "bad/wrong": "the same file as bad/big",
-    "bad/zip/good-4": "the same file as bad/good-2",
     "bad/zip/inside": "not audio",
 }
 
@@ -534,6 +531,8 @@ def test_bad_recordings_are_named_and_do_not_stop_the_others(
         assert any(cause in found for found in causes[name]), causes[name]
     assert any("truncated" in found for found in causes["bad/cut"])
     assert {r["name"] for r in manifest.recordings} == {"bad/big", "bad/good-1", "bad/good-2", "bad/twice"}
+    expected = {"bad/copy": "bad/big", "bad/wrong": "bad/big", "bad/zip/good-4": "bad/good-2"}
+    assert {double["name"]: double["of"] for double in manifest.doubles} == expected
     printed = capsys.readouterr().out
     report = (out / "report.txt").read_text()
     for name, listed in causes.items():
@@ -543,7 +542,7 @@ def test_bad_recordings_are_named_and_do_not_stop_the_others(
     assert "notes.txt" in report
 
     # The same command continues with a fixed recording, and the other failures can be accepted.
-    soundfile.write(bad_book / "silent.wav", read_speech(4, 5), 8000)
+    soundfile.write(bad_book / "silent.wav", read_speech(6, 5), 8000)
     good = staged_chunks(out)
     num_failures = len(manifest.failures) - 1
     with pytest.raises(CommandError, match=f"failed recordings: {num_failures}, accepted: {num_failures - 1}"):
@@ -554,6 +553,54 @@ def test_bad_recordings_are_named_and_do_not_stop_the_others(
     assert not (out / STAGING).exists()
     preprocess(config(bad_book, out))
     assert "is finished already" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def copied_book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight chapters of 12 s, each also as MP3 at a low bit rate, lower, and 0.51 s later; two files the same."""
+    folder = tmp_path_factory.mktemp("copied") / "book"
+    folder.mkdir()
+    for number in range(1, 9):
+        pcm = read_speech(number, 20)[8 * 8000 :]
+        soundfile.write(folder / f"chapter-{number}.flac", pcm, 8000)
+        later = np.concatenate([np.zeros(4080, np.int16), pcm // 2])
+        soundfile.write(folder / f"chapter-{number}_64kb.mp3", later, 8000, compression_level=0.9)
+    shutil.copy(folder / "chapter-8.flac", folder / "other-8.flac")
+    return folder
+
+
+def test_recordings_that_repeat_others_are_in_no_split_and_named(
+    copied_book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shards"
+    # The validation recording is named, so its original is left out instead.
+    settings = config(copied_book, out, split=SplitConfig(validation=("chapter-3_64kb",), test=("chapter-8",)))
+    preprocess(settings)
+    expected = {f"book/chapter-{number}_64kb": f"book/chapter-{number}" for number in range(1, 9)}
+    expected |= {"book/chapter-3": expected.pop("book/chapter-3_64kb") + "_64kb", "book/other-8": "book/chapter-8"}
+    manifest = read_manifest(out)
+    assert {double["name"]: double["of"] for double in manifest.doubles} == expected
+    assert all(double["seconds"] > 10 for double in manifest.doubles)
+    splits = {recording["name"]: recording["split"] for recording in manifest.recordings}
+    assert len(splits) == 8
+    assert not splits.keys() & expected.keys()
+    assert (splits["book/chapter-3_64kb"], splits["book/chapter-8"]) == ("validation", "test")
+    assert not manifest.failures
+    printed = capsys.readouterr().out
+    for text in (printed, (out / "report.txt").read_text()):
+        assert "left out: 9 recordings that repeat others" in text
+        assert "  book/chapter-1_64kb: repeats book/chapter-1, 12." in text
+    preprocess(settings)
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_a_split_whose_only_recording_repeats_another_split_is_refused(copied_book: Path, tmp_path: Path) -> None:
+    split = SplitConfig(validation=("chapter-3",), test=("chapter-3_64kb",))
+    with pytest.raises(
+        CommandError, match=r"split.test names only speech .* book/chapter-3_64kb repeats book/chapter-3"
+    ):
+        preprocess(config(copied_book, tmp_path / "shards", split=split))
+    assert not (tmp_path / "shards" / MANIFEST).exists()
 
 
 def test_without_a_good_recording_no_shards_are_written(tmp_path: Path) -> None:
