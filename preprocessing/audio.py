@@ -135,7 +135,8 @@ class Recording:
 
     def _round(self, values: np.ndarray) -> np.ndarray:
         self._meter.add(values)
-        return np.clip(np.rint(values), -32768, 32767).astype(np.int16)
+        np.rint(values, out=values)
+        return np.clip(values, -32768, 32767, out=values).astype(np.int16)
 
     def _check_all(self) -> None:
         facts = self.facts()

@@ -36,6 +36,8 @@ CONTAINER_SHARE = 0.1
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000
 
 _FORMATS = {"MP3": "mp3", "FLAC": "flac", "WAV": "wav", "OGG": "ogg", "MP4": "mov", "AAC": "aac"}
+# FFmpeg takes bytes that are no audio for a part of the packet before them, but not in these containers.
+_COUNTED = ("OGG", "MP4")
 # By convention of WAV, files with so many channels and no names for them are 5.1 and 7.1.
 _SURROUND = (6, 8)
 
@@ -58,7 +60,7 @@ class _Queue:
 
     def __init__(self, frame: Any) -> None:
         layout = frame.layout
-        self._rate_hz, self._channels = frame.sample_rate, layout.nb_channels
+        self._rate_hz, self.channels = frame.sample_rate, layout.nb_channels
         if not MIN_RATE_HZ <= self._rate_hz <= MAX_RATE_HZ:
             raise BadRecording(f"unusable sample rate: {self._rate_hz} Hz")
         # FFmpeg knows how to mix 5.1 and the like; it would drop the third of three channels without names.
@@ -71,10 +73,7 @@ class _Queue:
         self.add(frame)
 
     def add(self, frame: Any) -> bool:
-        """Add a frame, and return True; return False if it has another format."""
-        # PyAV's queue checks the rate and the kind of values, but crashes at another number of channels.
-        if frame.layout.nb_channels != self._channels:
-            return False
+        """Add a frame of the same number of channels, and return True; return False if it has another format."""
         # It would refuse a frame after a gap in the times.
         frame.pts = None
         try:
@@ -145,9 +144,10 @@ class Audio:
             BadRecording: damaged or truncated by more than `TOLERANCE_SECONDS`, or with an unusable sample rate.
         """
         queue: _Queue | None = None
-        for packet in self._packets():
+        for decoder, packet in self._packets():
             for frame in self._decode(packet):
-                if queue is None or not queue.add(frame):
+                # PyAV's queue checks the rate and the kind of values, but crashes at another number of channels.
+                if queue is None or queue.channels != decoder.channels or not queue.add(frame):
                     if queue is None:
                         self.rate_hz, self.channels = frame.sample_rate, frame.layout.nb_channels
                     else:
@@ -164,9 +164,11 @@ class Audio:
             self._decoded_seconds += block.values_CN.shape[1] / block.rate_hz
             yield block
 
-    def _packets(self) -> Iterator[Any]:
+    def _packets(self) -> Iterator[tuple[Any, Any]]:
+        """Yield each packet after its decoder."""
         for container in self._containers():
-            packets = container.demux(container.streams.audio[0])
+            stream = container.streams.audio[0]
+            decoder, packets = stream.codec_context, container.demux(stream)
             while True:
                 try:
                     packet = next(packets, None)
@@ -175,7 +177,7 @@ class Audio:
                     raise BadRecording(f"damaged or truncated after {where}: {explain(error)}") from None
                 if packet is None:
                     break
-                yield packet
+                yield decoder, packet
 
     def _containers(self) -> Iterator[Any]:
         """Yield the container, and those of the other parts of a chained Ogg file."""
@@ -187,7 +189,8 @@ class Audio:
     def _decode(self, packet: Any) -> list[Any]:
         if self._first_byte is None:
             self._first_byte = packet.pos or 0
-        self._packet_bytes += packet.size
+        if self.kind in _COUNTED:
+            self._packet_bytes += packet.size
         if self.kind == "AAC" and packet.size >= 6:
             # The length of a packet is in its own header.
             self._is_cut = packet.size < (int.from_bytes(bytes(packet)[3:6], "big") >> 5) & 0x1FFF
@@ -210,7 +213,7 @@ class Audio:
             raise BadRecording(f"truncated after {decoded:.1f} s: its last packet is incomplete")
         if self._lost_seconds > TOLERANCE_SECONDS:
             raise BadRecording(f"damaged: {self._lost_seconds:.1f} s of it can't be decoded, {decoded:.1f} s can")
-        if len(self._container.streams) == 1:
+        if self.kind in _COUNTED and len(self._container.streams) == 1:
             self._check_bytes(decoded)
 
     def _check_bytes(self, decoded: float) -> None:

@@ -70,9 +70,10 @@ def describe_doubles(doubles: list[Double]) -> list[str]:
     """Return lines about recordings left out because they repeat others, and about others with speech in common."""
     left_out = [double for double in doubles if double.is_left_out]
     lines = [f"left out: {len(left_out)} recordings that repeat others"] if left_out else []
-    lines += [
-        f"  {double.name}: repeats {double.of}, {double.seconds:.1f} s ({double.share:.0%})" for double in left_out
-    ]
+    for double in left_out:
+        others = double.seconds / double.share - double.seconds
+        and_others = f"; its other {others:.1f} s are left out too" if others >= 1 else ""
+        lines.append(f"  {double.name}: repeats {double.of}, {double.seconds:.1f} s ({double.share:.0%}){and_others}")
     if shared := [double for double in doubles if not double.is_left_out]:
         lines.append(f"warning: {len(shared)} pairs of recordings have some speech in common, and both are kept")
         lines += [
