@@ -284,6 +284,9 @@ def _open_container(file: Any, kind: str, options: dict[str, str]) -> Iterator[A
             raise BadRecording("no decoder for its audio track, or a damaged header")
         # One task decodes on one core.
         decoder.thread_count = 1
+        if decoder.name == "flac":
+            # Otherwise damaged frames are noise.
+            decoder.options = {"err_detect": "crccheck"}
         yield container
 
 
