@@ -133,6 +133,7 @@ class Audio:
     warnings: list[str] = field(default_factory=list)
     _decoded_seconds: float = 0.0
     _lost_seconds: float = 0.0
+    _num_damaged: int = 0
     _packet_bytes: int = 0
     _first_byte: int | None = None
     _is_cut: bool = False
@@ -198,7 +199,7 @@ class Audio:
             if frames := packet.decode():
                 return frames
         except av.FFmpegError:
-            pass
+            self._num_damaged += 1
         if packet.duration and packet.time_base:
             self._lost_seconds += float(packet.duration * packet.time_base)
         return []
@@ -213,6 +214,9 @@ class Audio:
             raise BadRecording(f"truncated after {decoded:.1f} s: its last packet is incomplete")
         if self._lost_seconds > TOLERANCE_SECONDS:
             raise BadRecording(f"damaged: {self._lost_seconds:.1f} s of it can't be decoded, {decoded:.1f} s can")
+        if self._num_damaged:
+            lost = f"{self._num_damaged} damaged packets, {self._lost_seconds:.2f} s, can't be decoded"
+            self.warnings.append(f"{lost} and are left out")
         if self.kind in _COUNTED and len(self._container.streams) == 1:
             self._check_bytes(decoded)
 
@@ -286,7 +290,7 @@ def _open_container(file: Any, kind: str, options: dict[str, str]) -> Iterator[A
         decoder.thread_count = 1
         if decoder.name == "flac":
             # Otherwise damaged frames are noise.
-            decoder.options = {"err_detect": "crccheck"}
+            decoder.options = {"err_detect": "crccheck+explode"}
         yield container
 
 

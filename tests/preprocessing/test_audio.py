@@ -487,6 +487,18 @@ def test_a_cut_rf64_is_truncated(tmp_path: Path) -> None:
             assert cause(path) == "truncated: 48,000 bytes are missing according to its header"
 
 
+def test_a_damaged_packet_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, speech_at(44100), 44100)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    pcm, recording = read(path)
+    assert 12 * 8000 - 1600 < len(pcm) < 12 * 8000 - 400
+    assert len(recording.warnings) == 1
+    assert recording.warnings[0].startswith("1 damaged packets, 0.")
+
+
 def test_a_tag_at_the_end_of_a_flac_is_not_audio(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, speech_at(8000), 8000)
