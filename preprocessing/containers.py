@@ -133,7 +133,6 @@ class Audio:
     warnings: list[str] = field(default_factory=list)
     _decoded_seconds: float = 0.0
     _lost_seconds: float = 0.0
-    _num_damaged: int = 0
     _packet_bytes: int = 0
     _first_byte: int | None = None
     _is_cut: bool = False
@@ -195,14 +194,12 @@ class Audio:
         if self.kind == "AAC" and packet.size >= 6:
             # The length of a packet is in its own header.
             self._is_cut = packet.size < (int.from_bytes(bytes(packet)[3:6], "big") >> 5) & 0x1FFF
-        try:
-            if frames := packet.decode():
-                return frames
-        except av.FFmpegError:
-            self._num_damaged += 1
-        if packet.duration and packet.time_base:
+        frames: list[Any] = []
+        with contextlib.suppress(av.FFmpegError):
+            frames = packet.decode()
+        if not frames and packet.duration and packet.time_base:
             self._lost_seconds += float(packet.duration * packet.time_base)
-        return []
+        return frames
 
     def _check_length(self) -> None:
         decoded, header, first_byte = self._decoded_seconds, self.seconds, self._first_byte or 0
@@ -214,9 +211,11 @@ class Audio:
             raise BadRecording(f"truncated after {decoded:.1f} s: its last packet is incomplete")
         if self._lost_seconds > TOLERANCE_SECONDS:
             raise BadRecording(f"damaged: {self._lost_seconds:.1f} s of it can't be decoded, {decoded:.1f} s can")
-        if self._num_damaged:
-            lost = f"{self._num_damaged} damaged packets, {self._lost_seconds:.2f} s, can't be decoded"
-            self.warnings.append(f"{lost} and are left out")
+        # Other kinds have values before and after the audio, which decoders remove or not.
+        if header and self.kind == "FLAC" and decoded < header - 0.01:
+            self.warnings.append(
+                f"damaged: {header - decoded:.2f} s of {header:.1f} s can't be decoded and are left out"
+            )
         if self.kind in _COUNTED and len(self._container.streams) == 1:
             self._check_bytes(decoded)
 
