@@ -8,9 +8,12 @@ docstring. command_line.py prepares the words for it; here are errors in one lin
 
 import argparse
 import difflib
+import errno
 import functools
 import io
+import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -30,6 +33,10 @@ EXIT_FAILED, EXIT_USAGE = 1, 2
 
 class CommandError(Exception):
     """The work could not be done, or not all of it: shown as a message, exit code 1."""
+
+
+class OutputClosed(Exception):
+    """The program that reads the output has ended, e.g. a player: nothing is wrong, exit code 0."""
 
 
 class Interrupted(Exception):
@@ -97,7 +104,11 @@ def _make_parser(config_class: type[Any], prog: str, positional: str | None, epi
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file of settings; the command line overrides it.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file of settings, or the name of a bundled one such as demo.",
+    )
     _add_arguments(parser, config_class)
     return parser
 
@@ -243,6 +254,53 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 # ---- commands
 
 
+def explain_process_limit(error: BaseException) -> str:
+    """Return what to add to the message of an error, if it says that no process or thread could be started."""
+    if not re.search("start new thread|Resource temporarily unavailable", str(error)):
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    own = "" if limit == resource.RLIM_INFINITY else f" is {limit} for this user, other programs included, and"
+    return f". The limit of processes and threads{own} is reached: raise it (ulimit -u; in a container, pids.max)."
+
+
+def _prepare_console() -> None:
+    """Let no output to the console end the work: a name that its encoding lacks, a closed pipe or terminal."""
+    # Without standard streams, `print` works but `isatty` does not, and a file could be opened in their place.
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            _drop_output_when_closed(stream)
+
+
+def _drop_output_when_closed(stream: io.TextIOWrapper) -> None:
+    """Have a stream write to nowhere as soon as its reader has ended, as with `| head -1`: the work continues."""
+
+    def make(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any) -> Any:
+            try:
+                return method(*args)
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.EIO):
+                    raise
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
+                return method(*args)
+
+        return call
+
+    # Tests call several commands in one process.
+    if "flush" not in vars(stream):
+        stream.write = make(stream.write)  # type: ignore[method-assign]
+        stream.flush = make(stream.flush)  # type: ignore[method-assign]
+
+
 def run_command(
     config_class: type[Config], work: Callable[[Config], None], prog: str, positional: str | None = None
 ) -> None:
@@ -258,22 +316,20 @@ def run_command(
         positional: the field that bare words fill.
     """
     epilog = sys.modules[work.__module__].__doc__
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks must not end the work.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_console()
     try:
         work(read_config(config_class, sys.argv[1:], prog, positional, epilog))
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"{prog}: {str(stop) or 'interrupted by Ctrl-C.'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
-    except BrokenPipeError:
-        # The program at the other end of the pipe has been closed, e.g. a player: nothing is wrong.
-        sys.stderr.close()
+    except OutputClosed:
         sys.exit(0)
     except UsageError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
-    except (CommandError, ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+    except (CommandError, ValueError, OSError, RuntimeError) as error:
+        hint = explain_process_limit(error)
+        if isinstance(error, RuntimeError) and not hint:
+            raise
+        print(f"{prog}: {error}{hint}", file=sys.stderr)
         sys.exit(EXIT_FAILED)

@@ -26,6 +26,8 @@ import yaml
 INLINED = {"inlined": True}
 # U+DC80, the surrogate for the byte 80, becomes U+EF80.
 _HIDING = 0x1300
+# The files of configs/, also where babble is installed without its repository.
+CONFIGS = Path(__file__).parent / "configs"
 _BOOLEANS = ("true", "false", "yes", "no")
 
 
@@ -261,14 +263,27 @@ def _split_items(items: list[str]) -> list[str]:
     return found
 
 
+def find_config(path: Path) -> Path:
+    """Return the YAML file that `--config` names: a path, or the name of a file in configs/ such as "babble-cpu".
+
+    Raises:
+        UsageError: there is none; the message lists the names.
+    """
+    bundled = CONFIGS / f"{path}.yaml"
+    found = next((file for file in (path, bundled) if file.is_file()), None)
+    if found is None:
+        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise UsageError(f"--config {path}: no such file, and none of the bundled configs: {names}")
+    return found
+
+
 def _read_yaml(path: Path, config_class: type[Any]) -> dict[str, Any]:
     """Return the settings in a YAML file, nested, choices spelled as their closed sets spell them.
 
     Raises:
         UsageError: it does not exist, is damaged, or has an unknown key; the message names the file.
     """
-    if not path.is_file():
-        raise UsageError(f"--config {path}: no such file")
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
         values = jsonargparse.get_loader("yaml")(text)

@@ -32,7 +32,7 @@ from babble.evaluation.comparison import compare_speech
 from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
 from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
-from babble.files import write_json
+from babble.files import check_writable, write_json
 from babble.generation.free_run import choose_sampling, generate_frames
 from babble.generation.prompts import open_shards, spread_prompts
 from babble.model.babbler import Babbler
@@ -129,6 +129,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: an unusable run, checkpoint, folder of shards or setting.
     """
+    for flag, path in (("--json", config.json), ("--figure", config.figure)):
+        if path:
+            check_writable(path, flag)
     run, checkpoint_path = locate_checkpoint(config.run or PRETRAINED, config.checkpoint)
     checkpoint = load_checkpoint(checkpoint_path)
     model = build_model(checkpoint)

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,26 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}: line {number} is damaged, a JSON object was expected: remove it.")
         rows.append(row)
     return rows
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raise if a file can't be written, before the work whose result it is to hold.
+
+    Args:
+        path: the file. Its folders need not exist.
+        flag: the flag that names it, for the message.
+
+    Raises:
+        OSError: no permission, a read-only or full file system, or a folder in its place.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        # Permissions alone would not show a read-only file system.
+        tempfile.TemporaryFile(dir=folder).close()
+        if path.is_dir() or path.is_file():
+            path.open("ab").close()
+    except OSError as error:
+        raise OSError(f"{path} can't be written ({error.strerror}): name another place with {flag}.") from None
 
 
 @contextlib.contextmanager

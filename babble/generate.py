@@ -30,7 +30,7 @@ import torch
 from babble.cli import CommandError, Interrupted, config_to_dict, run_command
 from babble.codec.edits import Edit, apply_edits, parse_edits
 from babble.codec.frames import Mode
-from babble.files import write_json
+from babble.files import check_writable, write_json
 from babble.generation.free_run import FreeRun, choose_sampling
 from babble.generation.output import STDOUT, Stream, read_wav, run_streams, write_frames, write_wav
 from babble.generation.prompts import Prompt, find_prompt
@@ -110,6 +110,9 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         FileNotFoundError, ValueError: an unusable run, checkpoint, prompt or setting.
         Interrupted: stopped by a signal; everything generated so far is written.
     """
+    if config.out != STDOUT:
+        for name in _name_outputs(config):
+            check_writable(Path(name), "--out")
     run, checkpoint_path = locate_checkpoint(config.run or PRETRAINED, config.checkpoint)
     checkpoint = load_checkpoint(checkpoint_path)
     model = build_model(checkpoint)

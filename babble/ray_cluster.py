@@ -6,15 +6,23 @@ Imports neither Ray nor torch before it is asked to.
 """
 
 import os
+import resource
+import secrets
 import socket
 import sys
 import time
 from typing import Any
 
-from babble.cli import CommandError
+from babble.cli import CommandError, explain_process_limit
 
 # Ray refuses a smaller object store.
 MIN_OBJECT_STORE_BYTES = 80 << 20
+# The paths of sockets have at most 107 bytes, of which Ray's name for one takes 68.
+MAX_TEMPORARY_BYTES = 39
+# Ray has 170 threads before its first worker, and a process of it that can start no thread is aborted.
+MIN_PROCESSES = 170
+# Below this, a limit of processes and threads may be what stops Ray: all programs of a user count.
+FEW_PROCESSES = 500
 # How long the nodes of a cluster may take to join it.
 NODES_SECONDS = 60.0
 
@@ -40,6 +48,12 @@ def start_ray(
     # Accelerators stay visible to tasks that ask for none, and no usage statistics are sent.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        _raise_process_limit()
+        _choose_temporary_folder()
+        # Else Ray writes a token into the home folder, which may be read-only.
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Imported here: its first import reads the environment, and a finished folder needs no Ray.
     import ray
 
@@ -65,8 +79,43 @@ def start_ray(
                 f"Ray at {address} can't be used: {error}. If it was started with tokens, set RAY_AUTH_MODE=token here "
                 "too."
             ) from None
-        raise CommandError(f"Ray can't be started on this machine: {error}") from None
+        raise CommandError(f"Ray can't be started on this machine: {error}{_explain_failure(error)}") from None
     return count_cores()
+
+
+def _raise_process_limit() -> None:
+    """Allow as many processes and threads as this user may have.
+
+    Raises:
+        CommandError: they are too few for Ray.
+    """
+    limit, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if limit != hard:
+        resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
+    # Root has no limit.
+    if os.geteuid() and hard != resource.RLIM_INFINITY and hard < MIN_PROCESSES:
+        raise CommandError(f"Ray can't be started on this machine: {_describe_limit(hard)}")
+
+
+def _describe_limit(limit: int) -> str:
+    return f"it needs hundreds of processes and threads, and this user may have {limit}: raise ulimit -u."
+
+
+def _explain_failure(error: Exception) -> str:
+    """Return what to add to the message of an error of Ray's start."""
+    limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if limit != resource.RLIM_INFINITY and limit < FEW_PROCESSES:
+        return f". Perhaps {_describe_limit(limit)}"
+    if isinstance(error, OSError):
+        return explain_process_limit(error) or ". RAY_TMPDIR sets where Ray keeps temporary files; use a short path."
+    return ""
+
+
+def _choose_temporary_folder() -> None:
+    """Have Ray use /tmp if it can't use TMPDIR: the path is too long for its sockets, or not writable."""
+    folder = os.environ.get("TMPDIR", "")
+    if folder and (len(os.fsencode(folder)) > MAX_TEMPORARY_BYTES or not os.access(folder, os.W_OK)):
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")
 
 
 def _make_command_line_printable() -> None:

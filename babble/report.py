@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from babble.cli import run_command
+from babble.files import check_writable
 from babble.reporting.render import SHOWN_EPOCHS, write_report
 
 COMMAND = "python -m babble.report"
@@ -45,6 +46,7 @@ class ReportConfig:
 
 
 def _work(config: ReportConfig) -> None:
+    check_writable(config.out, "--out")
     report = write_report(config.runs, config.out, config.epochs, config.sources)
     clips = sum(len(row["clips"]) for row in report["rows"])
     names = ", ".join(facts["name"] for facts in (*report["sweeps"], *report["runs"]))

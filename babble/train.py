@@ -1,6 +1,6 @@
 """Train a network on shards.
 
-    python -m babble.train --config configs/babble-cpu.yaml --data.shards shards/tale --name NAME [--model.units 320]
+    python -m babble.train --config babble-cpu --data.shards shards/tale --name NAME [--model.units 320]
 
 1. Everything that can be rejected is rejected first: settings, machine, shards. Nothing has been created then.
 2. The run folder runs/NAME is created. The same command again continues the run from its last checkpoint, to the same
@@ -10,15 +10,18 @@
 4. Ctrl-C, SIGTERM or SIGUSR1: the current step is finished, a checkpoint saved, and the command ends with exit code
    128 + the signal's number.
 
-On one machine the first process starts the others; on several, Slurm's `srun` does (slurm/train.sh).
+On one machine the first process starts the others; on several, Slurm's `srun` does: see slurm/train.sh in
+babble's repository.
 """
 
 import contextlib
+import shlex
 import signal
 import sys
 
 from babble.cli import Interrupted, config_to_dict, run_command
 from babble.data.shards import hash_manifest
+from babble.files import check_writable
 from babble.processes import StopRequest
 from babble.reporting.render import write_report
 from babble.run_folder import RunFolder
@@ -42,7 +45,7 @@ def train(config: TrainConfig) -> TrainResult:
         train(TrainConfig(name="tale", data=DataConfig(shards=Path("shards/tale")), stop=StopConfig(epochs=20)))
 
     Raises:
-        FileNotFoundError, ValueError: settings, machine, shards or run folder do not fit; nothing has been done.
+        OSError, ValueError: settings, machine, shards or run folder do not fit; nothing has been done.
         CommandError: the run folder is in use, no checkpoint of it is valid, or the training diverged.
         Interrupted: stopped on request; the same call continues the run.
     """
@@ -50,6 +53,8 @@ def train(config: TrainConfig) -> TrainResult:
     when = "after this step" if topology.world_size == 1 else "a few steps later, when all processes agree"
     request = StopRequest(f"stopping {when}")
     with request.watching(signal.SIGUSR1), quiet_lightning():
+        if is_first_rank():
+            check_writable(config.run.config, "--runs")
         training = build_training(config, topology, request)
         run = training.run
         # The other ranks run inside the folder that the first one holds.
@@ -70,7 +75,8 @@ def _write_report(run: RunFolder) -> None:
     try:
         write_report([run.path], run.report)
     except Exception as error:  # Whatever it is, a finished training must not fail because of its report.
-        print(f"{run.report} could not be written: {error}\nTry: python -m babble.report {run.path}", file=sys.stderr)
+        command = shlex.join(["python", "-m", "babble.report", str(run.path)])
+        print(f"{run.report} could not be written: {error}\nTry: {command}", file=sys.stderr)
 
 
 def _work(config: TrainConfig) -> None:
@@ -88,8 +94,8 @@ def _work(config: TrainConfig) -> None:
         print(f"{result.run} is finished: {result.steps} steps, {best}. Nothing to do.")
     else:
         print(f"{result.run}: done after {result.steps} steps, {best}.")
-    print(f"Report: {RunFolder(result.run).report}")
-    print(f"Generate speech: python -m babble.generate {result.run} --seconds 60 --out babble.wav")
+    print(f"Report: {shlex.quote(str(RunFolder(result.run).report))}")
+    print(f"Generate speech: python -m babble.generate {shlex.quote(str(result.run))} --seconds 60 --out babble.wav")
 
 
 def main() -> None:

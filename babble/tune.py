@@ -1,6 +1,6 @@
 """Train many configurations and compare them: a sweep over units, depth, cell, learning rate, ...
 
-    python -m babble.tune --config configs/tune.yaml --data.shards shards/tale [--name NAME] [--model.units 80 ...]
+    python -m babble.tune --config tune --data.shards shards/tale [--name NAME] [--model.units 80 ...]
     python -m babble.tune --resume NAME [--runs runs] [--address HOST:PORT]
     python -m babble.tune --report NAME [--runs runs]
 
@@ -15,6 +15,7 @@ All settings of babble.train are accepted too, and shared by all trials.
    best.yaml and best/ (sweeps/folder.py).
 """
 
+import shlex
 import signal
 import sys
 from dataclasses import dataclass, field, replace
@@ -24,10 +25,12 @@ from typing import Any
 from babble.cli import CommandError, Interrupted, build_config, config_to_dict, run_command
 from babble.command_line import INLINED
 from babble.data.shards import Manifest, map_split, open_shards
+from babble.files import check_writable
 from babble.reporting.plots.figures import save_figure
 from babble.reporting.plots.sweep import plot_sweep
 from babble.sweeps.folder import SweepFolder, write_answer
 from babble.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
+from babble.sweeps.ranking import ENDED
 from babble.training.config import TrainConfig, default_name
 
 PROG = "python -m babble.tune"
@@ -121,6 +124,7 @@ def _run(plan: SweepPlan, folder: SweepFolder, *, is_resumed: bool) -> SweepFold
     if folder.count_ended() == plan.num_trials:
         print(f"{folder.path} is finished: all {plan.num_trials} trials have ended. Nothing to do.")
     else:
+        check_writable(folder.settings, "--runs")
         # Imported here: Ray takes seconds, and neither --help nor --report nor a rejected setting needs it.
         from babble.sweeps import tuner
 
@@ -131,12 +135,23 @@ def _run(plan: SweepPlan, folder: SweepFolder, *, is_resumed: bool) -> SweepFold
                     folder.claim(settings, _share_memory(plan.base, path, manifest))
                 signal_number = tuner.run_trials(plan, folder, resources)
         if folder.count_ended() < plan.num_trials:
-            message = f"stopped; --resume {folder.path.name} continues the sweep."
+            message = f"stopped; --resume {shlex.quote(folder.path.name)} continues the sweep."
             raise Interrupted(message, signal_number or signal.SIGUSR1)
-    rows = folder.read_rows()
-    if all(row.best is None for row in rows):
-        raise CommandError(f"every trial has failed, the last one with: {rows[-1].reason}. See {folder.trials}.")
+    _check_results(folder)
     return folder
+
+
+def _check_results(folder: SweepFolder) -> None:
+    """Raise if all trials have ended and none has a result."""
+    rows = folder.read_rows()
+    if not rows or any(row.best is not None or row.state not in ENDED for row in rows):
+        return
+    if all("diverged" in row.reason for row in rows):
+        raise CommandError(
+            f"every trial has diverged before its first result, so none of the {len(rows)} can be ranked. Start a "
+            f"sweep of another --name with smaller values of optim.lr, or with optim.clip_norm. Logs: {folder.trials}."
+        )
+    raise CommandError(f"every trial has failed, the last one with: {rows[-1].reason}. See {folder.trials}.")
 
 
 def _share_memory(base: dict[str, Any], shards: Path, manifest: Manifest) -> dict[str, Any]:
@@ -156,7 +171,9 @@ def report(folder: SweepFolder) -> str:
 
     Raises:
         FileNotFoundError: there is no sweep, or none of its trials has been validated.
+        CommandError: every trial has failed.
     """
+    _check_results(folder)
     text = write_answer(folder)
     measured = [row.to_columns() for row in folder.read_rows() if row.best is not None]
     metric = folder.read_settings()["monitor"].removeprefix("val/")
@@ -166,10 +183,11 @@ def report(folder: SweepFolder) -> str:
 
 def _print_report(folder: SweepFolder) -> None:
     print(f"\n{report(folder)}\n\nWritten to {folder.path}: answer.txt, answer.png, trials.csv, best.yaml.")
-    name = f"best-of-{folder.path.name}"
-    print(f"Train the best again: python -m babble.train --config {folder.path}/best.yaml --name {name}")
+    words = shlex.join(["--config", f"{folder.path}/best.yaml", "--name", f"best-of-{folder.path.name}"])
+    print(f"Train the best again: python -m babble.train {words}")
     if folder.best.path.is_dir():
-        print(f"Listen to it:         python -m babble.generate {folder.best.path} --seconds 60 --out babble.wav")
+        best = shlex.quote(str(folder.best.path))
+        print(f"Listen to it:         python -m babble.generate {best} --seconds 60 --out babble.wav")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ mode and the training settings. It contains no speech and no paths. The default 
 generates if no run is named.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def export_voice(config: VoiceConfig) -> Path:
 
 def _run(config: VoiceConfig) -> None:
     path = export_voice(config)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB. Listen: python -m babble.generate {config.out} --seconds 60")
+    command = shlex.join(["python", "-m", "babble.generate", str(config.out), "--seconds", "60"])
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB. Listen: {command}")
 
 
 def main() -> None:

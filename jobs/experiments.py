@@ -1,6 +1,6 @@
 """Run many small trainings and append one row per training to a CSV: the tables of docs/results.md.
 
-    python -m jobs.experiments --config configs/experiments.yaml --shards shards/tale
+    python -m jobs.experiments --config experiments --shards shards/tale
 
 1. The config lists the experiments: a table, a name, the seeds, and the settings that differ from a shared base config.
 2. Each is a run of `python -m babble.train` on one core, several at the same time. An interrupted one is continued.
@@ -60,7 +60,7 @@ class ExperimentsConfig:
     """
 
     shards: Path | None = None
-    base: Path = Path("configs/experiments-base.yaml")
+    base: Path = Path("experiments-base")
     experiments: tuple[Experiment, ...] = ()
     runs: Path = Path("runs/experiments")
     csv: Path = Path("docs/experiments.csv")
@@ -74,7 +74,7 @@ class ExperimentsConfig:
         if self.at_once < 1:
             raise ValueError(f"--at-once {self.at_once}: must be at least 1.")
         if not self.experiments:
-            raise ValueError("no experiments are configured: add --config configs/experiments.yaml.")
+            raise ValueError("no experiments are configured: add --config experiments.")
         tables = dict.fromkeys(experiment.table for experiment in self.experiments)
         for table in self.only:
             if table not in tables:

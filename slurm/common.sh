@@ -51,6 +51,8 @@ start_ray() {
     address=$(getent ahostsv4 "$(hostname)" | awk 'NR == 1 { print $1 }'):$((20000 + SLURM_JOB_ID % 10000))
     RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+    # The paths of Ray's sockets have at most 107 bytes.
+    [[ ${#TMPDIR} -lt 40 ]] || export RAY_TMPDIR=${RAY_TMPDIR:-/tmp}
     local logs=logs/$SLURM_JOB_NAME-$job cores=${SLURM_CPUS_PER_TASK:-1} others=$((SLURM_JOB_NUM_NODES - 1))
     mkdir -p "$logs" || die "cannot create $logs in $PWD."
     echo "logs     $PWD/$logs/ray-*.log"

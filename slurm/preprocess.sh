@@ -18,7 +18,7 @@
 #SBATCH --open-mode=append
 
 # Slurm runs a copy of this file in its spool directory, so the project is found from the path that was submitted.
-script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -n 1)
+script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*/slurm/preprocess\.sh\).*|\1|p' | head -n 1)
 project=$(cd "$(dirname "$script")/.." && pwd)
 source "$project/slurm/common.sh" || exit 1
 

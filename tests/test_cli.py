@@ -23,6 +23,7 @@ from babble.cli import (
     run_command,
     unflatten,
 )
+from babble.command_line import find_config
 
 
 @dataclass(frozen=True)
@@ -356,3 +357,84 @@ def test_a_name_that_the_terminal_lacks_is_printed_escaped(environment: dict[str
     assert done.returncode == 1
     assert done.stdout == b"caf\\udce9 d\\u0159\\xed \\udce9\n"
     assert done.stderr == b"thing: caf\\udce9\n"
+
+
+def _run_code(work: str, shell: str = "exec", stdin: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a command whose work is this code, through a line of the shell that starts it as "$@"."""
+    code = f"from test_cli import *\ndef work(config):\n    {work}\nrun_command(Config, work, 'thing', 'run')"
+    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    return subprocess.Popen(
+        ["bash", "-c", f'{shell} "$@"', "bash", sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": folders},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_command_whose_reader_has_ended_does_its_work(tmp_path: Path):
+    done = tmp_path / "done"
+    work = f"print(1, flush=True); sys.stdin.readline(); print(2, flush=True); Path({str(done)!r}).touch(); print(3)"
+    with _run_code(work, stdin=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdin
+        assert process.stdout.readline() == b"1\n"
+        process.stdout.close()
+        process.stdin.write(b"go on\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert done.is_file()
+
+
+def test_a_failure_is_a_failure_without_a_reader_too(tmp_path: Path):
+    with _run_code("print(1); raise CommandError('no')", "2>&1 exec") as process:
+        assert process.stdout
+        process.stdout.close()
+    assert process.returncode == 1
+
+
+def test_a_command_without_standard_streams_does_its_work(tmp_path: Path):
+    out = tmp_path / "out"
+    work = f"print(sys.stdout.isatty(), file=sys.stderr); Path({str(out)!r}).write_text('whole')"
+    with _run_code(work, "exec <&- >&- 2>&-; exec") as process:
+        pass
+    assert (process.returncode, out.read_text()) == (0, "whole")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), BlockingIOError(11, "Resource temporarily unavailable")]
+)
+def test_a_limit_of_processes_is_named(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def work(config: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["thing"])
+    monkeypatch.setattr("resource.getrlimit", lambda _: (40, 40))
+    with pytest.raises(SystemExit) as stop:
+        run_command(Config, work, "thing")
+    assert stop.value.code == 1
+    expected = f"thing: {error}. The limit of processes and threads is 40 for this user, other programs included, and "
+    assert capsys.readouterr().err == f"{expected}is reached: raise it (ulimit -u; in a container, pids.max).\n"
+
+
+def test_a_runtime_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def work(config: Config) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(sys, "argv", ["thing"])
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command(Config, work, "thing")
+
+
+def test_a_config_is_found_by_path_or_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert "unfreezing" in find_config(Path("babble-rnn-2017")).read_text()
+    Path("demo").write_text("part: {size: 3}\n")
+    assert find_config(Path("demo")) == Path("demo")
+    assert read_config(Config, ["--config", "demo"]).part.size == 3
+    with pytest.raises(UsageError, match="--config demi: no such file, and none of the bundled configs: babble, "):
+        read_config(Config, ["--config", "demi"])

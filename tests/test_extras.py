@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,19 @@ pytestmark = pytest.mark.slow
 SOURCE = ("babble", "preprocessing", "jobs", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 
 
-def install(folder: Path, extra: str) -> Path:
-    """Return the Python of a new environment with this extra alone, installed from a copy of the source."""
+def copy_source(folder: Path) -> Path:
+    """Return a copy of what an installation needs."""
     source = folder / "source"
     source.mkdir()
     for name in SOURCE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
+    return source
+
+
+def install(folder: Path, extra: str) -> Path:
+    """Return the Python of a new environment with this extra alone, installed from a copy of the source."""
+    copy_source(folder)
     subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
     python = folder / "venv" / "bin" / "python"
     run(python, folder, "-m", "pip", "install", "--quiet", "-c", "constraints.txt", "-e", f".[{extra}]")
@@ -65,3 +72,13 @@ def test_dashboards_need_no_torch(tmp_path: Path) -> None:
 def test_a_tuning_node_has_torch_and_ray(tmp_path: Path) -> None:
     python = install(tmp_path, "tune")
     run(python, tmp_path, "-c", "import babble.train, ray.tune, optuna")
+
+
+def test_a_wheel_holds_all_packages_and_configs(tmp_path: Path) -> None:
+    source = copy_source(tmp_path)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {f"babble/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert configs | {"jobs/preprocess/__main__.py", "preprocessing/audio.py"} <= names
+    assert "babble/pretrained/checkpoints/best.ckpt" in names

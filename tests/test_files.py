@@ -11,6 +11,7 @@ import pytest
 from babble.files import (
     FileInUse,
     append_json_line,
+    check_writable,
     lock,
     read_json,
     read_json_lines,
@@ -71,3 +72,18 @@ def test_file_systems_without_locks_are_worked_on_unlocked(
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
     with pytest.raises(OSError, match="broken"), lock(tmp_path / ".lock", "in use"):
         pass
+
+
+def test_what_can_not_be_written_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_writable(tmp_path / "new" / "a.wav", "--out")
+    (tmp_path / "old.wav").write_bytes(b"old")
+    check_writable(tmp_path / "old.wav", "--out")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.wav"]
+    assert (tmp_path / "old.wav").read_bytes() == b"old"
+    with pytest.raises(OSError, match=r": name another place with --out\.$"):
+        check_writable(tmp_path, "--out")
+    with pytest.raises(OSError, match=r"can't be written \(Not a directory\): name another place with --json"):
+        check_writable(tmp_path / "old.wav" / "a.json", "--json")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only")))
+    with pytest.raises(OSError, match=r"^babble.wav can't be written \(Read-only\)"):
+        check_writable(Path("babble.wav"), "--out")

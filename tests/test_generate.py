@@ -256,3 +256,10 @@ def test_edited_speech_is_written_next_to_the_unchanged_one(tmp_path: Path) -> N
     assert np.array_equal(edited, apply_edits(plain, parse_edits(edits, mode), mode))
     for suffix in ("wav", "png"):
         assert (tmp_path / f"speech-what-if.{suffix}").stat().st_size > 1000
+
+
+def test_a_file_that_can_not_be_written_is_refused_before_the_network_is_read(tmp_path: Path):
+    out = tmp_path / "babble-2.wav"
+    out.mkdir()
+    with pytest.raises(OSError, match=f"^{out} can't be written"):
+        generate(GenerateConfig(run=tmp_path / "missing", streams=2, out=str(tmp_path / "babble.wav")))

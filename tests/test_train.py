@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
+from babble import train as train_module
 from babble.cli import CommandError, Interrupted, config_to_dict
 from babble.data.loaders import DataConfig
 from babble.data.shards import read_manifest, write_manifest
@@ -509,3 +511,12 @@ def test_a_report_that_fails_does_not_fail_the_training(tmp_path: Path, capsys: 
     with mock.patch("babble.train.write_report", side_effect=KeyError("bug")):
         _write_report(RunFolder(tmp_path))
     assert f"Try: python -m babble.report {tmp_path}" in capsys.readouterr().err
+
+
+def test_printed_commands_are_quoted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    run = Path("runs/Mein Lauf \u00e4")
+    monkeypatch.setattr(train_module, "train", lambda _: TrainResult(run, "val/error_levels", 1.0, 8, 80, 100))
+    train_module._work(TrainConfig(stop=StopConfig(epochs=1)))
+    *_, report, command = capsys.readouterr().out.splitlines()
+    assert shlex.split(report)[1:] == [f"{run}/report.html"]
+    assert shlex.split(command.partition(": ")[2])[:4] == ["python", "-m", "babble.generate", str(run)]

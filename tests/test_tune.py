@@ -157,7 +157,10 @@ def story(tmp_path_factory: pytest.TempPathFactory, speech_shards: Path) -> Stor
     story = Story(SweepFolder(path / "sweep"))
     folder, again = story.folder, ["--resume", "sweep", "--runs", str(path)]
 
-    process = _start(words, SLURM_JOB_ID="1", SLURM_PROCID="0", SLURM_NTASKS="2", SLURM_STEP_NUM_TASKS="2")
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    # Ray has no folder to write to but /tmp: no home, and a path too long for its sockets.
+    (long := path / ("temporary" * 12)).mkdir()
+    process = _start(words, **slurm, HOME="/dev/null", TMPDIR=str(long))
 
     def middle() -> list[str]:
         story.most = max(story.most, len(_trainings(path)))
@@ -275,6 +278,30 @@ def test_the_name_of_a_sweep_is_made_once(tmp_path: Path, speech_shards: Path, m
     folder = tune(config)
     assert folder.path.name == "sweep-1"
     assert folder.read_rows()[0].trial == "a"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (
+            "val/error_levels is not a number at step 4: training diverged.",
+            "every trial has diverged .* smaller values of",
+        ),
+        ("Killed", "every trial has failed, the last one with: Killed"),
+    ],
+)
+@pytest.mark.usefixtures("no_ray")
+def test_a_sweep_without_any_result_says_so(
+    reason: str, message: str, tmp_path: Path, speech_shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run_trials(plan: object, folder: SweepFolder, resources: object) -> None:
+        folder.write_rows([TrialRow("a", "failed", {"model.units": 8}, 0, reason=reason)])
+
+    monkeypatch.setattr(tuner, "run_trials", run_trials)
+    with pytest.raises(CommandError, match=message):
+        tune(read_config(TuneConfig, _words(tmp_path, speech_shards, {"model.units": {"choice": [8]}})))
+    with pytest.raises(CommandError, match=message):
+        report(SweepFolder(tmp_path / "sweep"))
 
 
 # ---- searches and schedulers

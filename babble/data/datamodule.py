@@ -6,6 +6,8 @@
 3. Validation reads whole held-out recordings.
 """
 
+import sys
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -75,10 +77,22 @@ class SpeechData(pl.LightningDataModule):
             self.train_recordings = sample_recordings(self.folder, self.manifest, "train")
             self._source = self._open_shard_frames()
         else:
-            read = map_split if self.config.holding == "mapped" else read_split
-            frames, self.train_recordings = read(self.folder, self.manifest, "train")
+            frames, self.train_recordings = self._read_training_split()
             self._source = HeldFrames(frames)
         self.validation_recordings = read_recordings(self.folder, self.manifest, "validation")
+
+    def _read_training_split(self) -> tuple[np.ndarray, list[Segment]]:
+        if self.config.holding == "mapped":
+            try:
+                return map_split(self.folder, self.manifest, "train")
+            except OSError as error:
+                # The same frames, in more memory: no reason to refuse a read-only folder.
+                print(
+                    f"data.holding=mapped: no file can be written next to the shards ({error}), so each process holds "
+                    "them in its own memory. Copy the shards to a writable folder to share it.",
+                    file=sys.stderr,
+                )
+        return read_split(self.folder, self.manifest, "train")
 
     def _open_shard_frames(self) -> ShardFrames:
         shards = [shard for shard in self.manifest.shards if shard.split == "train"]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from babble.cli import OutputClosed
 from babble.codec.codec2 import Decoder, c2_header, decode_frames
 from babble.codec.failures import Guard
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, pack_packets
@@ -38,13 +39,20 @@ class PcmWriter:
             self._wav.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
 
     def write(self, pcm: np.ndarray) -> None:
-        """Append pcm (N,)."""
+        """Append pcm (N,).
+
+        Raises:
+            OutputClosed: the player has ended.
+        """
         data = pcm.astype("<i2").tobytes()
         if self._wav:
             self._wav.writeframes(data)
         else:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            try:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                raise OutputClosed from None
 
     def close(self) -> None:
         """Complete the WAV file."""

@@ -143,7 +143,7 @@ class BestCheckpoint(Checkpoint):
             CommandError: the monitor is not a number: the training diverged.
         """
         value = float(trainer.callback_metrics[pl_module.monitor])
-        if math.isnan(value):
+        if not math.isfinite(value):
             raise CommandError(
                 f"{pl_module.monitor} is not a number at step {trainer.global_step}: training diverged. Start over "
                 "under another --name with a smaller optim.lr, or with optim.clip_norm."

@@ -127,6 +127,6 @@ def warn_if_long(step_seconds: float, steps_left: int) -> str | None:
         return None
     return (
         f"Warning: on this machine the training will take about {hours / 24:.1f} days ({step_seconds:.2g} s per step). "
-        "configs/babble-cpu.yaml is a smaller recipe (one hour on two CPU cores), configs/demo.yaml the smallest "
+        "--config babble-cpu is a smaller recipe (one hour on two CPU cores), --config demo the smallest "
         "(3 minutes); --stop.hours sets a limit."
     )

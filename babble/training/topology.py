@@ -43,7 +43,7 @@ def find_topology(devices: int | None, nodes: int | None) -> Topology:
         if nodes not in (None, 1):
             raise ValueError(
                 f"compute.nodes={nodes}: only Slurm can start processes on several nodes. Use sbatch --nodes={nodes} "
-                "slurm/train.sh."
+                "slurm/train.sh, which is in babble's repository."
             )
         return Topology(1, devices or 1, is_started_by_srun=False)
     topology = Topology(step_nodes, tasks // step_nodes, is_started_by_srun=True)

@@ -14,6 +14,8 @@ Curves are plotted over `trainer/global_step`, which a resumed run and the trial
 import contextlib
 import netrc
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,12 +171,12 @@ class WandbRun:
         self._attempt(send)
 
     def log_file(self, path: Path, name: str, kind: str) -> None:
-        """Log a file as an artifact; the file itself is sent, not a copy."""
+        """Log a file as an artifact; the file itself is sent, not a copy. Its name is changed to what W&B accepts."""
 
         def send() -> None:
             import wandb
 
-            artifact = wandb.Artifact(name, type=kind)
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[:128], type=kind)
             artifact.add_file(str(path.resolve()), policy="immutable")
             self._run.log_artifact(artifact)
 
@@ -243,8 +245,9 @@ def _open(config: WandbConfig, folder: Path, about: dict[str, Any]) -> WandbRun 
     mode = config.find_mode()
     if mode == "off":
         return None
-    # By default, copies of the files in tables would be left in the home folder.
-    os.environ.setdefault("WANDB_DATA_DIR", str(folder.resolve() / "wandb"))
+    # By default, copies of the files in tables, and W&B's own logs, would be left in the home folder.
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        os.environ.setdefault(variable, str(folder.resolve() / "wandb"))
     id_file = folder / WANDB_ID
     if not id_file.is_file():
         id_file.write_text(os.urandom(4).hex())
@@ -288,7 +291,7 @@ def describe_wandb(wandb: WandbRun | None, folder: Path) -> str:
         return "off"
     if wandb.is_online:
         return f"online, {wandb.url or 'without a URL'}"
-    return f"offline; to send it later: wandb sync {folder / 'wandb' / 'offline-run-*'}"
+    return f"offline; to send it later: wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
 
 
 def _give_up() -> None:

@@ -105,11 +105,11 @@ def describe_next(out: Path, manifest: Manifest) -> str:
 def recommend_config(hours: float, has_gpu: bool) -> tuple[str, str]:
     """Return the training config for a machine and some hours of speech, and the expected time."""
     if has_gpu:
-        return "configs/babble.yaml", GPU_TIME
+        return "babble", GPU_TIME
     if hours < DEMO_HOURS:
         minutes = max(1, round(hours * DEMO_MINUTES_PER_HOUR))
-        return "configs/demo.yaml", f"about {minutes} {'minutes' if minutes > 1 else 'minute'} on two CPU cores"
-    return "configs/babble-cpu.yaml", CPU_TIME
+        return "demo", f"about {minutes} {'minutes' if minutes > 1 else 'minute'} on two CPU cores"
+    return "babble-cpu", CPU_TIME
 
 
 def has_nvidia_gpu() -> bool:

@@ -1,5 +1,6 @@
 """From a folder of shards to batches: what is read, what is rejected, and that all ways of holding it are equal."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -149,3 +150,20 @@ def test_ranks_validate_on_every_recording_once(speech_shards: Path, monkeypatch
         seen.append([batch.shape for batch in data.val_dataloader()])
     # The same number of batches on each rank: a single frame, in which nothing is predicted, fills up.
     assert seen == [[(1, 500, 16)], [(1, 1, 16)]]
+
+
+def test_without_permission_to_write_a_mapped_split_is_held_in_memory(
+    speech_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(speech_shards, tmp_path / "shards")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("babble.data.shards.replacing", refuse)
+    held, mapped = make_data(folder), make_data(folder, holding="mapped")
+    for one, other in zip(held.train_recordings, mapped.train_recordings, strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Read-only file system" in line
+    assert "Copy the shards to a writable folder" in line

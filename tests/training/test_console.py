@@ -40,7 +40,7 @@ def test_a_training_of_more_than_a_day_is_warned_about_with_a_smaller_recipe():
     warning = warn_if_long(2.0, 2 * 24 * 3600)
     assert warning is not None
     assert "about 4.0 days (2 s per step)" in warning
-    assert "configs/babble-cpu.yaml" in warning
+    assert "--config babble-cpu" in warning
 
 
 def test_the_warning_comes_once_from_the_first_steps(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import termios
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -384,3 +385,18 @@ def test_console_lines_are_in_the_logs_tab(offline: RunFolder) -> None:
     assert f"{offline.path}: new run" in lines
     assert "W&B        offline" in lines
     assert "epoch 3/3, stage 3, step 12" in lines
+
+
+def test_any_name_of_a_folder_becomes_the_name_of_an_artifact(tmp_path: Path) -> None:
+    sent: list[Any] = []
+    wandb = WandbRun(types.SimpleNamespace(log_artifact=sent.append), is_online=False)
+    path = tmp_path / "manifest.json"
+    path.touch()
+    wandb.log_file(path, "corpus-Mein H\u00f6rbuch (1.5)" + 200 * "x", "dataset")
+    assert not wandb.is_lost
+    assert sent[0].name.startswith("corpus-Mein-H-rbuch--1.5-xxx")
+
+
+def test_the_command_to_sync_is_quoted() -> None:
+    run = WandbRun(types.SimpleNamespace(), is_online=False)
+    assert describe_wandb(run, Path("runs/Mein Lauf")).endswith("wandb sync 'runs/Mein Lauf/wandb'/offline-run-*")
