@@ -7,9 +7,11 @@ docstring. command_line.py prepares the words for it; here are errors in one lin
 """
 
 import argparse
+import contextlib
 import difflib
 import functools
 import io
+import os
 import re
 import signal
 import sys
@@ -249,7 +251,8 @@ def run_command(
     """Read the command line, do the work, and exit as a command should.
 
     Exit code 0: done. 1: the work failed for a reason that a user can fix, shown as one message. 2: the command line
-    could not be read. 128 + a signal's number: stopped by it; Ctrl-C is 130. Our own bugs keep their traceback.
+    could not be read. 128 + a signal's number: stopped by it; Ctrl-C is 130; 141 if the program that reads stdout, e.g.
+    a player, has ended. Our own bugs keep their traceback.
 
     Args:
         config_class: see `read_config`.
@@ -268,9 +271,13 @@ def run_command(
         print(f"{prog}: {str(stop) or 'interrupted by Ctrl-C.'}", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:
-        # The program at the other end of the pipe has been closed, e.g. a player: nothing is wrong.
-        sys.stderr.close()
-        sys.exit(0)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"{prog}: stopped, because the program that reads its output has ended.", file=sys.stderr)
+        # What is still in the buffers is written at exit, and would fail again.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UsageError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)

@@ -356,3 +356,25 @@ def test_a_name_that_the_terminal_lacks_is_printed_escaped(environment: dict[str
     assert done.returncode == 1
     assert done.stdout == b"caf\\udce9 d\\u0159\\xed \\udce9\n"
     assert done.stderr == b"thing: caf\\udce9\n"
+
+
+@pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
+def test_a_command_whose_output_nobody_reads_any_more_has_not_done_its_work(stderr: int):
+    code = (
+        "from test_cli import *\n"
+        "def work(config):\n"
+        "    for number in range(10**6):\n"
+        "        print(number)\n"
+        "run_command(Config, work, 'thing')"
+    )
+    folders = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    environment = os.environ | {"PYTHONPATH": folders}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        if process.stderr:
+            message = "thing: stopped, because the program that reads its output has ended.\n"
+            assert process.stderr.read() == message
+    assert process.returncode == 128 + signal.SIGPIPE
