@@ -71,7 +71,7 @@ STREAMS = {
     "before_unfreezing": "bypassed",
     "compute": {**TRAIN["compute"], "devices": 2},
 }
-SWEEP = {"space": {"model.units": {"choice": [8, 12, 16]}}, "search": "grid", "stop": {"epochs": 7}}
+SWEEP = {"space": {"model.units": {"choice": [8, 12, 16]}}, "unfreezing": [], "stop": {"epochs": 5}}
 
 
 @dataclass(frozen=True)
