@@ -45,8 +45,7 @@ from babble.codec.frames import get_mode, unpack_packets
 from babble.files import read_json_lines
 from babble.training.metrics import OF_THE_MACHINE
 
-MODE = get_mode("1300")
-RATE_HZ = 8000
+MODE, RATE_HZ = get_mode("1300"), 8000
 ORPHAN_SECONDS = 60
 # A start without a kill may take this many times the undisturbed time, and a minute.
 MAX_TIMES, MAX_STARTS_PER_ROUND = 6, 60
