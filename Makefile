@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow slurm fuzz lint format clean
+.PHONY: help demo test slow slurm fuzz chaos lint format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' Makefile
@@ -50,6 +50,9 @@ slurm: $(INSTALLED) ## Run the tests that need Slurm, on a test cluster of three
 
 fuzz: $(INSTALLED) ## Decode thousands of damaged recordings; some minutes
 	PYTHONPATH=.:tests $(RUN) tests/fuzz.py
+
+chaos: $(INSTALLED) ## Kill four commands at random moments and compare their results; an hour
+	PYTHONPATH=.:tests $(RUN) tests/chaos.py
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check

@@ -307,7 +307,8 @@ def run_command(
     """Read the command line, do the work, and exit as a command should.
 
     Exit code 0: done. 1: the work failed for a reason that a user can fix, shown as one message. 2: the command line
-    could not be read. 128 + a signal's number: stopped by it; Ctrl-C is 130. Our own bugs keep their traceback.
+    could not be read. 128 + a signal's number: stopped by it; Ctrl-C is 130. Our own bugs keep their traceback. If the
+    program that reads the output has ended, the work goes on without output.
 
     Args:
         config_class: see `read_config`.

@@ -170,6 +170,12 @@ class RunFolder:
         """
         return lock(self.path / ".lock", f"{self.path} is in use by another training: wait for it or stop it.")
 
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of killed trainings; the folder must be locked."""
+        for pattern in (".*.tmp", "checkpoints/.*.tmp", "samples/**/.*.tmp"):
+            for left in self.path.glob(pattern):
+                left.unlink(missing_ok=True)
+
     def note_start(self) -> None:
         """Add this start's time, git revision and versions to environment.json."""
         path = self.path / "environment.json"

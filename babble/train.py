@@ -61,7 +61,11 @@ def train(config: TrainConfig) -> TrainResult:
         with run.locked() if is_first_rank() else contextlib.nullcontext():
             if is_first_rank():
                 run.claim(config_to_dict(training.config), hash_manifest(training.data.folder))
+                run.remove_leftovers()
             if run.finished.is_file():
+                # A kill may have come between the two.
+                if is_first_rank() and not run.report.is_file():
+                    _write_report(run)
                 return read_result(run)
             if is_first_rank():
                 run.note_start()

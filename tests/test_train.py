@@ -319,6 +319,19 @@ def test_a_finished_run_does_nothing(undisturbed: TrainResult, speech_shards: Pa
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_what_a_kill_left_is_removed_and_a_lost_report_is_written(
+    undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    run = tmp_path / "undisturbed"
+    shutil.copytree(undisturbed.run, run)
+    (run / "report.html").unlink()
+    for name in (".config.yaml.1.tmp", "checkpoints/.last.ckpt.1.tmp", "samples/prompts/.prompts.json.1.tmp"):
+        (run / name).touch()
+    train(_config(speech_shards, tmp_path, "undisturbed"))
+    assert (run / "report.html").is_file()
+    assert list(run.rglob("*.tmp")) == []
+
+
 def test_a_run_folder_in_use_is_rejected(speech_shards: Path, tmp_path: Path):
     config = _config(speech_shards, tmp_path, "busy")
     with RunFolder(tmp_path / "busy").locked(), pytest.raises(CommandError, match="in use by another training"):

@@ -1,11 +1,17 @@
-"""How many processes train together: one, several on this machine, or the tasks of Slurm's `srun`.
+"""How many processes train together: one, several on this machine, or the tasks of Slurm's `srun`; and losing one.
 
 Only this module reads Slurm's variables. They are also set in the batch script itself, but other processes are started
 only by `srun`, so only its tasks are taken as ranks.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
+
+from babble.cli import CommandError
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,22 @@ def job_id() -> str | None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{job}_{task}" if job and task else job
+
+
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Turn the error of a collective whose other processes have ended into one message.
+
+    Raises:
+        CommandError: another process has ended, which only it can explain.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo has no class of its own.
+        if not isinstance(error, torch.distributed.DistError) and "gloo/transport" not in str(error):
+            raise
+        raise CommandError(
+            "another process of this training has failed or was killed: see its message. The same command continues "
+            f"from the last checkpoint. ({str(error).splitlines()[0]})"
+        ) from None

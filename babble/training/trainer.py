@@ -38,7 +38,7 @@ from babble.training.metrics import LayerLogger, MetricsFile, ThroughputLogger, 
 from babble.training.module import BabbleModule
 from babble.training.samples import SampleWriter
 from babble.training.stopping import Consensus, StepLimit, Stopping
-from babble.training.topology import Topology
+from babble.training.topology import Topology, naming_lost_processes
 from babble.training.unfreezing import Unfreezing
 from babble.training.wandb_run import STEP, WandbRun, describe_wandb, open_wandb
 
@@ -275,7 +275,7 @@ def fit(training: Training) -> int:
     """Train to the end, from the last checkpoint if there is one; return the number of optimizer steps.
 
     Raises:
-        CommandError: no checkpoint is valid, or the training diverged.
+        CommandError: no checkpoint is valid, the training diverged, or another of its processes was lost.
         Interrupted: stopped on request; the same training can be continued.
     """
     config, run, module, trainer = training.config, training.run, training.module, training.trainer
@@ -290,12 +290,13 @@ def fit(training: Training) -> int:
     wandb = _start(training, resumed_step if resumed_from else None) if is_first_rank() else None
     best = training.find(BestCheckpoint)
     try:
-        trainer.fit(module, datamodule=training.data, ckpt_path=resumed_from, weights_only=True)
-        steps = trainer.global_step
-        if best.validated_step != steps:
-            trainer.validate(module, datamodule=training.data, verbose=False)
-        # Lightning does not call it when a run resumes after its last step.
-        training.find(SampleWriter).on_train_end(trainer, module)
+        with naming_lost_processes():
+            trainer.fit(module, datamodule=training.data, ckpt_path=resumed_from, weights_only=True)
+            steps = trainer.global_step
+            if best.validated_step != steps:
+                trainer.validate(module, datamodule=training.data, verbose=False)
+            # Lightning does not call it when a run resumes after its last step.
+            training.find(SampleWriter).on_train_end(trainer, module)
     finally:
         if wandb:
             _close_wandb(wandb, training)

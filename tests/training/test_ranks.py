@@ -1,5 +1,6 @@
 """Several processes train like one: the same loss curve, weights and validation metrics."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -106,6 +107,22 @@ def test_two_processes_with_streams_stop_together_and_resume(speech_shards: Path
     changes = {**STREAMS, "data": {**STREAMS["data"], "batch_size": 4}}  # type: ignore[dict-item]
     two = _train_together(speech_shards, tmp_path, "two", is_stopped=True, compute={"devices": 2}, **changes)
     _assert_equal(one, two)
+
+
+def test_a_lost_process_ends_the_others_with_a_message(speech_shards: Path, tmp_path: Path):
+    path = tmp_path / "two.yaml"
+    settings = _settings(speech_shards, tmp_path, "two", stop={"epochs": 1000}, compute={"devices": 2})
+    path.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "babble.train", "--config", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while process.poll() is None and not read_json_lines(tmp_path / "two" / "metrics.jsonl"):
+            time.sleep(0.005)
+        (second,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(second), signal.SIGKILL)
+        printed = process.communicate(timeout=300)[0]
+    assert process.returncode == 1, printed
+    assert "another process of this training has failed or was killed" in printed
+    assert "Traceback" not in printed
 
 
 def test_accumulated_batches_train_like_one_large_batch(windows: RunFolder, speech_shards: Path, tmp_path: Path):
