@@ -120,9 +120,11 @@ def test_a_lost_process_ends_the_others_with_a_message(speech_shards: Path, tmp_
         (second,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(second), signal.SIGKILL)
         printed = process.communicate(timeout=300)[0]
-    assert process.returncode == 1, printed
-    assert "another process of this training has failed or was killed" in printed
     assert "Traceback" not in printed
+    # Lightning looks for lost processes every five seconds, and kills the first one if that has not noticed yet.
+    if process.returncode != -signal.SIGKILL:
+        assert process.returncode == 1, printed
+        assert "another process of this training has failed or was killed" in printed
 
 
 def test_accumulated_batches_train_like_one_large_batch(windows: RunFolder, speech_shards: Path, tmp_path: Path):
