@@ -21,7 +21,8 @@ import time
 
 from babble.cli import CommandError, Interrupted
 from babble.codec.frames import get_mode
-from babble.files import FileInUse
+from babble.data.shards import MANIFEST
+from babble.files import FileInUse, check_writable
 from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.output import check_out, collect_facts, is_finished, leave_out_doubles, write_folder, write_stamps
 from jobs.preprocess.progress import Progress
@@ -63,6 +64,7 @@ def preprocess(config: PreprocessConfig) -> None:
     check_out(config.out, config.sources)
     if is_finished(config.out, config.output_settings, found):
         return
+    check_writable(config.out / MANIFEST, "--out")
     share = config.parse_share()
     try:
         if share is None:

@@ -95,6 +95,11 @@ def test_what_can_not_work_is_rejected_before_anything_is_written(
     assert not (ROOT / "x").exists()
 
 
+def test_a_folder_that_can_not_be_written_is_refused_at_once() -> None:
+    with pytest.raises(OSError, match=r"/proc/no/manifest\.json can't be written .*name another place with --out"):
+        preprocess(PreprocessConfig(sources=(SPEECH / "allison-01.ogg",), out=Path("/proc/no")))
+
+
 def test_sources_joined_by_commas_are_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SPEECH)
     config = read_config(PreprocessConfig, ["--sources", "allison-01.ogg,allison-02.ogg", "--out", "x"])
