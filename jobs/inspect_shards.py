@@ -257,9 +257,9 @@ def describe(folder: Path, manifest: Manifest, inspection: Inspection) -> list[s
             )
     if manifest.failures:
         lines.append(f"not in these shards: {len(manifest.failures)} recordings that failed in preprocessing")
-    if manifest.doubles:
-        lines.append(f"left out: {len(manifest.doubles)} recordings that repeat others")
-        lines += [f"  {double['name']} repeats {double['of']}" for double in manifest.doubles]
+    if manifest.duplicates:
+        lines.append(f"left out: {len(manifest.duplicates)} recordings that repeat others")
+        lines += [f"  {duplicate['name']} repeats {duplicate['of']}" for duplicate in manifest.duplicates]
     return lines
 
 

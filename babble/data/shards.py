@@ -85,7 +85,7 @@ class Manifest:
         recordings: facts of each recording in order: at least name, split, first_frame and frames.
         shards: facts of each tar in reading order.
         failures: sources that could not be read: name and cause.
-        doubles: recordings left out because they repeat others: at least name, of and seconds.
+        duplicates: recordings left out because they repeat others: at least name, of and seconds.
     """
 
     mode: Mode
@@ -93,7 +93,7 @@ class Manifest:
     recordings: list[dict[str, Any]]
     shards: list[ShardFacts]
     failures: list[dict[str, str]]
-    doubles: list[dict[str, Any]] = field(default_factory=list)
+    duplicates: list[dict[str, Any]] = field(default_factory=list)
 
     def split_lengths(self, split: str) -> list[int]:
         """Return the number of frames of each recording in a split."""
@@ -171,7 +171,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             "recordings": manifest.recordings,
             "shards": [asdict(shard) for shard in manifest.shards],
             "failures": manifest.failures,
-            "doubles": manifest.doubles,
+            "duplicates": manifest.duplicates,
         },
     )
 
@@ -188,7 +188,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         FileNotFoundError: no such folder, no manifest, or a tar that the manifest names is missing.
-        ValueError: a manifest that babble did not write, or of another format; a tar of another size.
+        ValueError: a manifest that babble did not write, or of another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -209,14 +209,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: {len(missing)} of {len(shards)} shards in its manifest are missing, the first is {missing[0]}. "
             "Copy it again, or preprocess to a new folder."
         )
-    for shard in shards:
-        if shard.bytes not in (None, found := (folder / shard.name).stat().st_size):
-            raise ValueError(
-                f"{folder / shard.name} has {found:,} bytes, {shard.bytes:,} in its manifest: copy it again, or "
-                "preprocess to a new folder."
-            )
-    recordings, failures, doubles = value["recordings"], value["failures"], value.get("doubles", [])
-    return Manifest(get_mode(value["mode"]), value["settings"], recordings, shards, failures, doubles)
+    recordings, failures, duplicates = value["recordings"], value["failures"], value.get("duplicates", [])
+    return Manifest(get_mode(value["mode"]), value["settings"], recordings, shards, failures, duplicates)
 
 
 def hash_manifest(folder: Path) -> str:
@@ -224,19 +218,21 @@ def hash_manifest(folder: Path) -> str:
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
-def verify_shards(folder: Path, manifest: Manifest) -> None:
-    """Compare the bytes of every shard with the manifest.
+def verify_shards(folder: Path, manifest: Manifest, *, with_hashes: bool) -> None:
+    """Compare the size of every shard with the manifest, and its hash if asked for.
 
     Raises:
         ValueError: names the first shard that differs.
     """
     for shard in manifest.shards:
-        with (folder / shard.name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                raise ValueError(
-                    f"{folder / shard.name} has changed since its manifest was written: copy it again, or preprocess "
-                    "to a new folder."
-                )
+        path = folder / shard.name
+        advice = "copy it again, or preprocess to a new folder."
+        if shard.bytes not in (None, found := path.stat().st_size):
+            raise ValueError(f"{path} has {found:,} bytes, {shard.bytes:,} in its manifest: {advice}")
+        if with_hashes:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                    raise ValueError(f"{path} has changed since its manifest was written: {advice}")
 
 
 def _explain_missing_manifest(path: Path) -> str:

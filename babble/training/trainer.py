@@ -145,8 +145,8 @@ def build_training(config: TrainConfig, topology: Topology, request: StopRequest
     # Stored in config.yaml, so that a run is not continued with other numbers.
     config = replace(config, compute=replace(config.compute, devices=topology.devices, nodes=topology.nodes))
     data = SpeechData(config.data, config.seed)
-    if config.data.verify == "start" and is_first_rank():
-        verify_shards(data.folder, data.manifest)
+    if is_first_rank():
+        verify_shards(data.folder, data.manifest, with_hashes=config.data.verify == "start")
     data.setup()
     total_steps = _count_steps(config, data, topology.world_size)
     if total_steps and config.optim.warmup_steps >= total_steps:

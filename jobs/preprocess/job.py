@@ -7,7 +7,7 @@ In: files, folders and zips of MP3, FLAC, WAV, OGG, M4B, AAC, .c2 or .c2cb. Step
 1. `preprocess` lists the recordings and validates settings, sources and the output folder (config.py, output.py).
 2. `driver.Driver` runs one Ray task per recording and one per chunk, whose code is in worker.py. It writes each chunk
    to OUT/.partial as soon as it is encoded (staging.py) and shows how far it is (progress.py).
-3. `output.leave_out_doubles` leaves out recordings that repeat others (preprocessing/doubles.py).
+3. `output.leave_out_duplicates` leaves out recordings that repeat others (preprocessing/duplicates.py).
 4. `output.write_folder` splits the staged recordings into train, validation and test, and writes the shards and, last,
    the manifest. report.py describes them on the console, in report.txt and optionally in W&B.
 
@@ -24,12 +24,19 @@ from babble.codec.frames import get_mode
 from babble.data.shards import MANIFEST
 from babble.files import FileInUse, check_writable
 from jobs.preprocess.config import PreprocessConfig
-from jobs.preprocess.output import check_out, collect_facts, is_finished, leave_out_doubles, write_folder, write_stamps
+from jobs.preprocess.output import (
+    check_out,
+    collect_facts,
+    is_finished,
+    leave_out_duplicates,
+    write_folder,
+    write_stamps,
+)
 from jobs.preprocess.progress import Progress
 from jobs.preprocess.report import (
     REPORT,
     describe,
-    describe_doubles,
+    describe_duplicates,
     describe_failures,
     describe_next,
     show_in_wandb,
@@ -153,11 +160,11 @@ def _write(
     if facts and not lost:
         mode = get_mode(config.mode)
         # The same speech twice could be in train and in test.
-        kept, doubles = leave_out_doubles(facts, matched, mode, staging)
+        kept, duplicates = leave_out_duplicates(facts, matched, mode, staging)
         segments = split_recordings({name: about["frames"] for name, about in kept.items()}, config.split, matched)
         write_stamps(out, [source for source in found.sources if source.name in facts])
-        manifest = write_folder(out, mode, config.output_settings, segments, facts, failures, doubles, staging)
-        lines = describe(out, manifest, encoded) + describe_doubles(doubles)
+        manifest = write_folder(out, mode, config.output_settings, segments, facts, failures, duplicates, staging)
+        lines = describe(out, manifest, encoded) + describe_duplicates(duplicates)
         if config.wandb.mode != "off":
             show_in_wandb(config, manifest, encoded, staging)
     lines += describe_failures(found, failures)

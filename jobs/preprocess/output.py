@@ -13,7 +13,7 @@ from babble.files import read_json, write_json
 from babble.run_folder import RunFolder
 from jobs.preprocess.report import REPORT
 from jobs.preprocess.staging import Encoded, Staging, check_same_settings
-from preprocessing.doubles import Double, find_doubles
+from preprocessing.duplicates import Duplicate, find_duplicates
 from preprocessing.sources import Found, Source, hash_source
 from preprocessing.split import Split, SplitSegment
 
@@ -56,7 +56,7 @@ def is_finished(out: Path, settings: dict[str, Any], found: Found) -> bool:
         return False
     manifest = read_manifest(out)
     check_same_settings(manifest.settings, settings, out)
-    before = {recording["name"]: recording for recording in (*manifest.recordings, *manifest.doubles)}
+    before = {recording["name"]: recording for recording in (*manifest.recordings, *manifest.duplicates)}
     now = {source.name: source for source in found.sources}
     failed = {failure["name"] for failure in manifest.failures}
     stamps = read_json(out / STAMPS) if (out / STAMPS).is_file() else {}
@@ -75,7 +75,7 @@ def is_finished(out: Path, settings: dict[str, Any], found: Found) -> bool:
         )
     hours = ", ".join(f"{manifest.split_hours(split):.2f} h {split}" for split in SPLITS)
     without = f", without {len(failed)} failed recordings" if failed else ""
-    without += f", without {len(manifest.doubles)} that repeat others" if manifest.doubles else ""
+    without += f", without {len(manifest.duplicates)} that repeat others" if manifest.duplicates else ""
     print(f"{out} is finished already: {hours}{without}. Nothing to do.")
     return True
 
@@ -116,9 +116,9 @@ class StagedFrames(Mapping[str, np.ndarray]):
         return len(self._hashes)
 
 
-def leave_out_doubles(
+def leave_out_duplicates(
     facts: Mapping[str, dict[str, Any]], matched: dict[str, Split] | None, mode: Mode, staging: Staging
-) -> tuple[dict[str, dict[str, Any]], list[Double]]:
+) -> tuple[dict[str, dict[str, Any]], list[Duplicate]]:
     """Return the facts without recordings that repeat others, and all recordings with speech in common.
 
     Args:
@@ -133,17 +133,17 @@ def leave_out_doubles(
     splits = matched or {}
     # The user has named these for a split, so their copies are left out rather than they, even a longer one.
     named = [name for name in facts if splits.get(name, "train") != "train"]
-    doubles = find_doubles(StagedFrames(facts, mode, staging), mode, named)
-    left_out = {double.name: double for double in doubles if double.is_left_out}
+    duplicates = find_duplicates(StagedFrames(facts, mode, staging), mode, named)
+    left_out = {duplicate.name: duplicate for duplicate in duplicates if duplicate.is_left_out}
     kept = {name: about for name, about in facts.items() if name not in left_out}
     left_splits = {splits.get(name) for name in kept}
-    for name, double in left_out.items():
+    for name, duplicate in left_out.items():
         if name in named and splits[name] not in left_splits:
             raise CommandError(
-                f"split.{splits[name]} names only speech that is in split.{splits[double.of]} too: {name} repeats "
-                f"{double.of}. Name other recordings for one of them, and use another --out."
+                f"split.{splits[name]} names only speech that is in split.{splits[duplicate.of]} too: {name} repeats "
+                f"{duplicate.of}. Name other recordings for one of them, and use another --out."
             )
-    return kept, doubles
+    return kept, duplicates
 
 
 def write_stamps(out: Path, sources: Sequence[Source]) -> None:
@@ -158,7 +158,7 @@ def write_folder(
     segments: list[SplitSegment],
     facts: dict[str, dict[str, Any]],
     failures: list[tuple[str, str]],
-    doubles: list[Double],
+    duplicates: list[Duplicate],
     staging: Staging,
 ) -> Manifest:
     """Write shards and manifest from the staging; return the manifest.
@@ -170,7 +170,7 @@ def write_folder(
         segments: the frames of each split, in order.
         facts: of each recording, by name.
         failures: name and cause of each recording that can't be used.
-        doubles: result of `leave_out_doubles`.
+        duplicates: result of `leave_out_duplicates`.
         staging: holds the packets of each recording.
     """
 
@@ -197,13 +197,13 @@ def write_folder(
     causes = [{"name": name, "cause": cause} for name, cause in failures]
     left_out = [
         {
-            "name": double.name,
-            "of": double.of,
-            "seconds": round(double.seconds, 2),
-            **{key: facts[double.name][key] for key in ("file", "bytes", "sha256")},
+            "name": duplicate.name,
+            "of": duplicate.of,
+            "seconds": round(duplicate.seconds, 2),
+            **{key: facts[duplicate.name][key] for key in ("file", "bytes", "sha256")},
         }
-        for double in doubles
-        if double.is_left_out
+        for duplicate in duplicates
+        if duplicate.is_left_out
     ]
     manifest = Manifest(mode, settings, recordings, shards, causes, left_out)
     write_manifest(out, manifest)

@@ -14,7 +14,7 @@ from babble.files import write_bytes
 from babble.training.wandb_run import open_wandb
 from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.staging import Encoded, Staging
-from preprocessing.doubles import Double
+from preprocessing.duplicates import Duplicate
 from preprocessing.kinds import FRAME_KINDS
 from preprocessing.sources import Found
 
@@ -66,18 +66,21 @@ def describe_failures(found: Found, failures: list[tuple[str, str]]) -> list[str
     return lines
 
 
-def describe_doubles(doubles: list[Double]) -> list[str]:
+def describe_duplicates(duplicates: list[Duplicate]) -> list[str]:
     """Return lines about recordings left out because they repeat others, and about others with speech in common."""
-    left_out = [double for double in doubles if double.is_left_out]
+    left_out = [duplicate for duplicate in duplicates if duplicate.is_left_out]
     lines = [f"left out: {len(left_out)} recordings that repeat others"] if left_out else []
-    for double in left_out:
-        others = double.seconds / double.share - double.seconds
+    for duplicate in left_out:
+        others = duplicate.seconds / duplicate.share - duplicate.seconds
         and_others = f"; its other {others:.1f} s are left out too" if others >= 1 else ""
-        lines.append(f"  {double.name}: repeats {double.of}, {double.seconds:.1f} s ({double.share:.0%}){and_others}")
-    if shared := [double for double in doubles if not double.is_left_out]:
+        lines.append(
+            f"  {duplicate.name}: repeats {duplicate.of}, {duplicate.seconds:.1f} s ({duplicate.share:.0%}){and_others}"
+        )
+    if shared := [duplicate for duplicate in duplicates if not duplicate.is_left_out]:
         lines.append(f"warning: {len(shared)} pairs of recordings have some speech in common, and both are kept")
         lines += [
-            f"  {double.name}: {double.seconds:.1f} s ({double.share:.0%}) are in {double.of}" for double in shared
+            f"  {duplicate.name}: {duplicate.seconds:.1f} s ({duplicate.share:.0%}) are in {duplicate.of}"
+            for duplicate in shared
         ]
     return lines
 
@@ -131,7 +134,7 @@ def show_in_wandb(config: PreprocessConfig, manifest: Manifest, encoded: Encoded
     metrics: dict[str, float] = {f"corpus/hours/{split}": manifest.split_hours(split) for split in SPLITS}
     recordings = {recording["name"]: recording["sha256"] for recording in manifest.recordings}
     metrics |= {"corpus/recordings": len(recordings), "corpus/failures": len(manifest.failures)}
-    metrics["corpus/doubles"] = len(manifest.doubles)
+    metrics["corpus/duplicates"] = len(manifest.duplicates)
     if encoded.wall_seconds:
         metrics["corpus/times_real_time"] = encoded.seconds / encoded.wall_seconds
     counts = [np.zeros(levels, np.int64) for levels in mode.levels]

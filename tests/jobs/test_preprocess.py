@@ -532,7 +532,7 @@ def test_bad_recordings_are_named_and_do_not_stop_the_others(
     assert any("truncated" in found for found in causes["bad/cut"])
     assert {r["name"] for r in manifest.recordings} == {"bad/big", "bad/good-1", "bad/good-2", "bad/twice"}
     expected = {"bad/copy": "bad/big", "bad/wrong": "bad/big", "bad/zip/good-4": "bad/good-2"}
-    assert {double["name"]: double["of"] for double in manifest.doubles} == expected
+    assert {duplicate["name"]: duplicate["of"] for duplicate in manifest.duplicates} == expected
     printed = capsys.readouterr().out
     report = (out / "report.txt").read_text()
     for name, listed in causes.items():
@@ -579,8 +579,8 @@ def test_recordings_that_repeat_others_are_in_no_split_and_named(
     expected = {f"book/chapter-{number}_64kb": f"book/chapter-{number}" for number in range(1, 9)}
     expected |= {"book/chapter-3": expected.pop("book/chapter-3_64kb") + "_64kb", "book/other-8": "book/chapter-8"}
     manifest = read_manifest(out)
-    assert {double["name"]: double["of"] for double in manifest.doubles} == expected
-    assert all(double["seconds"] > 10 for double in manifest.doubles)
+    assert {duplicate["name"]: duplicate["of"] for duplicate in manifest.duplicates} == expected
+    assert all(duplicate["seconds"] > 10 for duplicate in manifest.duplicates)
     splits = {recording["name"]: recording["split"] for recording in manifest.recordings}
     assert len(splits) == 8
     assert not splits.keys() & expected.keys()

@@ -10,7 +10,7 @@ The same speech in train and in test makes held-out metrics meaningless.
 4. Landmarks with the same key and similar checks vote for (two recordings, offset): a sort, no loop over pairs.
 5. `measure_overlap` correlates the contours of each candidate, block by block, and counts the seconds that agree.
 
-    doubles = find_doubles({"a": frames, "a_64kb": other_frames}, mode)
+    duplicates = find_duplicates({"a": frames, "a_64kb": other_frames}, mode)
 
 Source: landmarks that vote for an offset as in A. Wang, "An industrial-strength audio search algorithm" (2003); signs
 of local changes as keys as in J. Haitsma and T. Kalker, "A highly robust audio fingerprinting system" (2002).
@@ -59,7 +59,7 @@ MIN_CORRELATION = 0.8
 
 
 @dataclass(frozen=True)
-class Double:
+class Duplicate:
     """A recording that has speech in common with another one.
 
     Attributes:
@@ -95,16 +95,16 @@ class Landmarks:
     positions: np.ndarray
 
 
-def find_doubles(recordings: Mapping[str, np.ndarray], mode: Mode, named: Collection[str] = ()) -> list[Double]:
+def find_duplicates(recordings: Mapping[str, np.ndarray], mode: Mode, named: Collection[str] = ()) -> list[Duplicate]:
     """Return the recordings that repeat others, in order of `recordings`, and pairs with less in common.
 
-        doubles = find_doubles({"a": frames, "a_64kb": other_frames}, mode)
+        duplicates = find_duplicates({"a": frames, "a_64kb": other_frames}, mode)
 
-    Of two doubles the longer is kept, or of about the same length the first. A recording is a double of one that is
-    kept, so that at least one of several copies is.
+    Of two duplicates the longer is kept, or of about the same length the first. A recording is a duplicate of one that
+    is kept, so that at least one of several copies is.
 
     Args:
-        recordings: levels (T, F) by name. Each is read once, and again if it may be a double, so they may be files.
+        recordings: levels (T, F) by name. Each is read once, and again if it may be a duplicate, so they may be files.
         mode: the mode of every frame. In mode 1200, whose labels say nothing of energy or spectrum, voicing is the
             only contour, and copies at another bit rate are found less surely.
         named: recordings to keep rather than others, because the user has named them for a split.
@@ -121,12 +121,12 @@ def find_doubles(recordings: Mapping[str, np.ndarray], mode: Mode, named: Collec
     groups = {min(names, key=lambda name: name not in named): names for names in equal.values()}
     marks = {name: found for name, found in zip(lengths, landmarks, strict=True) if name in groups}
     seconds = {name: lengths[name] / mode.frames_per_second for name in marks}
-    doubles = _choose(_match(recordings, mode, marks, seconds), seconds, named)
-    kept_instead = {double.name: double.of for double in doubles if double.is_left_out}
+    duplicates = _choose(_match(recordings, mode, marks, seconds), seconds, named)
+    kept_instead = {duplicate.name: duplicate.of for duplicate in duplicates if duplicate.is_left_out}
     for of, names in groups.items():
-        doubles += [Double(name, kept_instead.get(of, of), seconds[of], 1.0) for name in names if name != of]
+        duplicates += [Duplicate(name, kept_instead.get(of, of), seconds[of], 1.0) for name in names if name != of]
     order = {name: index for index, name in enumerate(lengths)}
-    return sorted(doubles, key=lambda double: (order[double.name], order[double.of]))
+    return sorted(duplicates, key=lambda duplicate: (order[duplicate.name], order[duplicate.of]))
 
 
 def _match(
@@ -150,27 +150,27 @@ def _match(
 
 def _choose(
     matches: Mapping[tuple[str, str], float], seconds: Mapping[str, float], named: Collection[str]
-) -> list[Double]:
+) -> list[Duplicate]:
     """Return which recordings to leave out, and pairs of others with something in common."""
-    partners: dict[str, dict[str, Double]] = defaultdict(dict)
+    partners: dict[str, dict[str, Duplicate]] = defaultdict(dict)
     lengths = dict(seconds)
     for (first, second), agreeing in matches.items():
         shorter = min(seconds[first], seconds[second])
         for name, of in ((first, second), (second, first)):
-            partners[name][of] = Double(name, of, agreeing, min(1.0, agreeing / shorter))
+            partners[name][of] = Duplicate(name, of, agreeing, min(1.0, agreeing / shorter))
             # The longer of two copies of about the same length is not preferred.
             if seconds[name] < seconds[of] <= (1 + SAME_LENGTH) * seconds[name]:
                 lengths[name] = max(lengths[name], seconds[of])
-    chosen: list[Double] = []
+    chosen: list[Duplicate] = []
     kept: set[str] = set()
     # The sort is stable: of the same length, the first is kept.
     for name in sorted(seconds, key=lambda name: (name not in named, -lengths[name])):
-        others = [double for of, double in partners[name].items() if of in kept]
-        if repeated := [double for double in others if double.is_left_out]:
-            chosen.append(max(repeated, key=lambda double: double.seconds))
+        others = [duplicate for of, duplicate in partners[name].items() if of in kept]
+        if repeated := [duplicate for duplicate in others if duplicate.is_left_out]:
+            chosen.append(max(repeated, key=lambda duplicate: duplicate.seconds))
         else:
             kept.add(name)
-            chosen += [double for double in others if double.seconds >= MIN_SHARED_SECONDS]
+            chosen += [duplicate for duplicate in others if duplicate.seconds >= MIN_SHARED_SECONDS]
     return chosen
 
 

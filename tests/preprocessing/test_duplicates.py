@@ -10,13 +10,13 @@ from paths import SPEECH
 
 from babble.codec.codec2 import encode_pcm
 from babble.codec.frames import MODES, get_mode, unpack_packets
-from preprocessing.doubles import (
+from preprocessing.duplicates import (
     BLOCK,
     Landmarks,
     contours,
     correlate_blocks,
     find_candidates,
-    find_doubles,
+    find_duplicates,
     find_landmarks,
     measure_overlap,
 )
@@ -48,25 +48,25 @@ def copy_pcm(pcm: np.ndarray, lead_seconds: float = 0.0, gain_db: float = 0.0) -
 
 
 def pairs(recordings: dict[str, np.ndarray], mode: str = "1300", **named: tuple[str, ...]) -> dict[str, str]:
-    return {d.name: d.of for d in find_doubles(recordings, MODES[mode], **named) if d.is_left_out}
+    return {d.name: d.of for d in find_duplicates(recordings, MODES[mode], **named) if d.is_left_out}
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_equal_frames_are_doubles_of_the_first_in_every_mode(mode: str) -> None:
+def test_equal_frames_are_duplicates_of_the_first_in_every_mode(mode: str) -> None:
     first, other = encode(speech(1, 0, 3), mode), encode(speech(2, 0, 3), mode)
     assert pairs({"b": first, "other": other, "a": first.copy(), "c": first.copy()}, mode) == {"a": "b", "c": "b"}
 
 
 # In 1200 voicing is the only contour; fewer copies are found.
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "1200"])
-def test_a_copy_at_another_bit_rate_level_and_start_is_a_double(mode: str) -> None:
+def test_a_copy_at_another_bit_rate_level_and_start_is_a_duplicate(mode: str) -> None:
     pcm = speech(1, 0, 40)
     recordings = {"a": encode(pcm, mode), "b": encode(speech(2, 0, 40), mode)}
     recordings["a_64kb"] = encode(copy_pcm(pcm[2 * 8000 :], 0.513, -6), mode)
-    (double,) = find_doubles(recordings, MODES[mode])
-    assert (double.name, double.of, double.is_left_out) == ("a_64kb", "a", True)
-    assert double.share > 0.8
-    assert double.seconds == pytest.approx(38, abs=6)
+    (duplicate,) = find_duplicates(recordings, MODES[mode])
+    assert (duplicate.name, duplicate.of, duplicate.is_left_out) == ("a_64kb", "a", True)
+    assert duplicate.share > 0.8
+    assert duplicate.seconds == pytest.approx(38, abs=6)
 
 
 def test_a_copy_is_found_by_voicing_alone() -> None:
@@ -81,7 +81,7 @@ def test_a_short_copy_is_found_at_any_start(offset_seconds: float) -> None:
     assert pairs(recordings) == {"b": "a"}
 
 
-def test_other_speech_of_the_same_voice_silence_and_hum_are_no_doubles() -> None:
+def test_other_speech_of_the_same_voice_silence_and_hum_are_no_duplicates() -> None:
     t = np.arange(20 * 8000) / 8000
     rng = np.random.default_rng(0)
     recordings = {
@@ -93,10 +93,10 @@ def test_other_speech_of_the_same_voice_silence_and_hum_are_no_doubles() -> None
         # Of the same length, digital silence is equal.
         recordings[f"silence {number}"] = encode(np.zeros((20 + number) * 8000, np.int16))
         recordings[f"noise {number}"] = encode(noise.astype(np.int16))
-    assert find_doubles(recordings, M1300) == []
+    assert find_duplicates(recordings, M1300) == []
 
 
-def test_chapters_are_doubles_of_the_whole_book_unless_they_are_named() -> None:
+def test_chapters_are_duplicates_of_the_whole_book_unless_they_are_named() -> None:
     chapters = {f"chapter-{i}": speech(4, 30 * i, 30 * i + 30) for i in range(3)}
     recordings = {name: encode(copy_pcm(pcm)) for name, pcm in chapters.items()}
     recordings["whole"] = encode(np.concatenate(list(chapters.values())))
@@ -121,18 +121,18 @@ def test_a_shared_intro_is_reported_and_nothing_is_left_out() -> None:
         "two": encode(np.concatenate([speech(8, 0, 2.53), copy_pcm(intro), speech(8, 2.53, 70)])),
         "other": encode(speech(5, 0, 90)),
     }
-    (double,) = find_doubles(recordings, M1300)
-    assert {double.name, double.of} == {"one", "two"}
-    assert not double.is_left_out
-    assert double.seconds == pytest.approx(36, abs=5)
+    (duplicate,) = find_duplicates(recordings, M1300)
+    assert {duplicate.name, duplicate.of} == {"one", "two"}
+    assert not duplicate.is_left_out
+    assert duplicate.seconds == pytest.approx(36, abs=5)
 
 
-def test_a_copy_with_a_cut_in_the_middle_is_a_double() -> None:
+def test_a_copy_with_a_cut_in_the_middle_is_a_duplicate() -> None:
     pcm = speech(7, 0, 60)
     cut = np.concatenate([pcm[: 25 * 8000], pcm[33 * 8000 + 77 :]])
-    (double,) = find_doubles({"a": encode(pcm), "b": encode(copy_pcm(cut))}, M1300)
-    assert (double.name, double.of) == ("b", "a")
-    assert double.share > 0.9
+    (duplicate,) = find_duplicates({"a": encode(pcm), "b": encode(copy_pcm(cut))}, M1300)
+    assert (duplicate.name, duplicate.of) == ("b", "a")
+    assert duplicate.share > 0.9
 
 
 def test_block_correlation_is_that_of_numpy() -> None:
