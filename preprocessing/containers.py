@@ -261,6 +261,8 @@ def open_audio(file: IO[bytes], kind: str) -> Iterator[Audio]:
         check_mp4_boxes(file)
     with _open_container(parts[0], kind, options) as container:
         stream = container.streams.audio[0]
+        if (num_tracks := len(container.streams.audio)) > 1:
+            warnings.append(f"it has {num_tracks} audio tracks; the first was read")
         seconds = None
         # Raw AAC has no header, and that of an Ogg stream has no length.
         if kind in ("MP3", "FLAC", "WAV", "MP4") and stream.duration and stream.time_base and not options:

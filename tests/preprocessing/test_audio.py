@@ -416,6 +416,16 @@ def test_an_ogg_with_a_video_track_is_read(wav: Path, tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
+def test_of_several_audio_tracks_the_first_is_read_with_a_warning(wav: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.m4a"
+    tracks = ["-i", wav, "-i", wav, "-map", "0", "-map", "1", "-c:a", "aac"]
+    subprocess.run(["ffmpeg", "-loglevel", "error", *tracks, path], check=True)
+    pcm, recording = read(path)
+    assert len(pcm) / 8000 == pytest.approx(12, abs=0.1)
+    assert recording.warnings == ["it has 2 audio tracks; the first was read"]
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("suffix", ["wav", "m4b"])
 def test_joined_files_that_can_not_be_read_are_refused(wav: Path, tmp_path: Path, suffix: str) -> None:
     options = ["-f", "ipod"] if suffix == "m4b" else []
