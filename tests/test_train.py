@@ -33,7 +33,7 @@ from babble.training import samples as samples_module
 from babble.training.config import ComputeConfig, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
 from babble.training.module import OptimConfig
-from babble.training.samples import SamplesConfig
+from babble.training.samples import SamplesConfig, SampleWriter
 from babble.training.stopping import Consensus
 from babble.training.trainer import TrainResult
 from babble.training.unfreezing import Stage
@@ -169,6 +169,17 @@ def test_a_run_with_a_step_limit_ends_with_the_same_weights(
     )
     assert _train_with_stops(config, stops) == dataclasses.replace(train(undisturbed), run=tmp_path / "stopped")
     _assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_run_killed_after_its_last_step_ends_with_the_same_metrics(speech_shards: Path, tmp_path: Path):
+    killed, whole = (_config(speech_shards, tmp_path, name, validate_every_epochs=2) for name in ("killed", "whole"))
+    train(whole)
+    kill = mock.patch.object(SampleWriter, "on_train_end", side_effect=RuntimeError("killed here"))
+    with kill, pytest.raises(RuntimeError, match="killed here"):
+        train(killed)
+    train(killed)
+    _assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def _rich_config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:

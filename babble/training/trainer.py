@@ -292,11 +292,11 @@ def fit(training: Training) -> int:
     try:
         with naming_lost_processes():
             trainer.fit(module, datamodule=training.data, ckpt_path=resumed_from, weights_only=True)
+            # Lightning does not call it when a run resumes after its last step.
+            training.find(SampleWriter).on_train_end(trainer, module)
             steps = trainer.global_step
             if best.validated_step != steps:
                 trainer.validate(module, datamodule=training.data, verbose=False)
-            # Lightning does not call it when a run resumes after its last step.
-            training.find(SampleWriter).on_train_end(trainer, module)
     finally:
         if wandb:
             _close_wandb(wandb, training)
