@@ -89,7 +89,7 @@ def bind_to_first_process(*, is_first: bool) -> None:
         os.environ["BABBLE_FIRST_PROCESS"] = str(os.getpid())
         return
     end_with_parent()
-    if os.environ.get("BABBLE_FIRST_PROCESS") != str(os.getppid()):
+    if os.environ.get("BABBLE_FIRST_PROCESS", "") not in ("", str(os.getppid())):
         raise CommandError("the first process of this training has ended.")
 
 
