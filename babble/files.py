@@ -33,6 +33,16 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in the error of a failed write, e.g. to a full disk, which does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; afterwards flush it to the disk and rename it to `path`.
 
@@ -40,14 +50,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_path(path)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # A failed write, e.g. to a full disk, does not say to which file.
-        error.filename = error.filename or str(path)
-        raise
+        with _naming(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,7 +86,7 @@ def read_json(path: Path) -> Any:
 
 def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Append one object to a file of JSON lines; NaN and infinities are written as Python's json does."""
-    with path.open("a", encoding="utf-8") as file:
+    with _naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -26,7 +26,7 @@ from babble.processes import StopRequest
 from babble.reporting.render import write_report
 from babble.run_folder import RunFolder
 from babble.training.config import TrainConfig
-from babble.training.topology import find_topology
+from babble.training.topology import bind_to_first_process, find_topology
 from babble.training.trainer import (
     TrainResult,
     build_training,
@@ -50,6 +50,8 @@ def train(config: TrainConfig) -> TrainResult:
         Interrupted: stopped on request; the same call continues the run.
     """
     topology = find_topology(config.compute.devices, config.compute.nodes)
+    if topology.world_size > 1 and not topology.is_started_by_srun:
+        bind_to_first_process(is_first=is_first_rank())
     when = "after this step" if topology.world_size == 1 else "a few steps later, when all processes agree"
     request = StopRequest(f"stopping {when}")
     with request.watching(signal.SIGUSR1), quiet_lightning():

@@ -211,18 +211,16 @@ class Start:
         return found
 
     def await_end(self, seconds: float) -> dict[int, str]:
-        """Wait until its processes have ended; kill those that have not after this time, and return them.
-
-        Ray's two agents, which are idle for up to 90 s after a kill, are neither awaited nor returned.
-        """
+        """Wait until all but Ray's agents, idle for up to 90 s, have ended; kill the others and return them."""
         end = time.monotonic() + seconds
         while any("Agent" not in line for line in self.list_processes().values()) and time.monotonic() < end:
             time.sleep(0.1)
-        left = self.list_processes()
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return {pid: line for pid, line in left.items() if "Agent" not in line}
+        stayed = {pid: line for pid, line in self.list_processes().items() if "Agent" not in line}
+        while left := self.list_processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return stayed
 
 
 @dataclass

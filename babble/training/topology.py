@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from babble.cli import CommandError
+from babble.processes import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,21 @@ def job_id() -> str | None:
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID"))
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{job}_{task}" if job and task else job
+
+
+def bind_to_first_process(*, is_first: bool) -> None:
+    """Have a process that the first one starts end with it. Before they are connected, it would wait for many minutes.
+
+    Raises:
+        CommandError: the first process has ended already.
+    """
+    if is_first:
+        # For the processes that it starts.
+        os.environ["BABBLE_FIRST_PROCESS"] = str(os.getpid())
+        return
+    end_with_parent()
+    if os.environ.get("BABBLE_FIRST_PROCESS", "") not in ("", str(os.getppid())):
+        raise CommandError("the first process of this training has ended.")
 
 
 @contextlib.contextmanager

@@ -127,6 +127,27 @@ def test_a_lost_process_ends_the_others_with_a_message(speech_shards: Path, tmp_
         assert "another process of this training has failed or was killed" in printed
 
 
+def test_a_process_ends_with_the_first_one_before_they_are_connected(speech_shards: Path, tmp_path: Path):
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(_settings(speech_shards, tmp_path, "two", compute={"devices": 2})))
+    with subprocess.Popen([sys.executable, "-m", "babble.train", "--config", str(path)]) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (second := [pid for pid in children.read_text().split() if _is_rank(pid, 1)]):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    while _is_rank(second[0], 1):
+        time.sleep(0.05)
+
+
+def _is_rank(pid: str, rank: int) -> bool:
+    """Return whether a process runs as this rank; a zombie has no environment."""
+    try:
+        return f"LOCAL_RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+
+
 def test_accumulated_batches_train_like_one_large_batch(windows: RunFolder, speech_shards: Path, tmp_path: Path):
     compute = {"devices": 2, "accumulate_batches": 2}
     accumulated = _train_together(speech_shards, tmp_path, "accumulated", data={"batch_size": 2}, compute=compute)
