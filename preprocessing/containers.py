@@ -264,8 +264,8 @@ def open_audio(file: IO[bytes], kind: str) -> Iterator[Audio]:
         if (num_tracks := len(container.streams.audio)) > 1:
             warnings.append(f"it has {num_tracks} audio tracks; the first was read")
         seconds = None
-        # Raw AAC has no header, and that of an Ogg stream has no length.
-        if kind in ("MP3", "FLAC", "WAV", "MP4") and stream.duration and stream.time_base and not options:
+        # Raw AAC has no header: its length would be a guess from the bit rate.
+        if kind != "AAC" and len(parts) == 1 and stream.duration and stream.time_base and not options:
             seconds = float(stream.duration * stream.time_base)
         is_float = stream.codec_context.name.startswith("pcm_f")
         yield Audio(
