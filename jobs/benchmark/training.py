@@ -46,9 +46,9 @@ def read_training(settings: dict[str, Any], recipe: Path | None = None) -> Any:
     """Return the TrainConfig of a recipe (without one, of a single step) and settings."""
     from babble.training.config import TrainConfig
 
-    return read_config(
-        TrainConfig, [*(["--config", str(recipe)] if recipe else ["--stop.steps", "1"]), *write_flags(settings)]
-    )
+    if recipe:
+        return read_config(TrainConfig, ["--config", str(recipe), *write_flags(settings)])
+    return read_config(TrainConfig, write_flags({"stop.steps": 1} | settings))
 
 
 def measure_training(config: BenchmarkConfig, folder: Path) -> list[Measurement]:

@@ -694,10 +694,8 @@ def test_shares_on_one_cluster_together_write_the_same_bytes(
     assert capsys.readouterr().out == "share 2 of 3 is finished; waiting for shares 0, 1\n"
     words = ("--sources", book, "--out", out, "--chunk-seconds", 2, "--workers", 1)
     address = ray.get_runtime_context().gcs_address
-    shares = [
-        start_command(*words, "--share", f"{share}/3", "--address", address, RAY_AUTH_MODE="token")
-        for share in range(2)
-    ]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}
+    shares = [start_command(*words, "--share", f"{share}/3", "--address", address, **token) for share in range(2)]
     printed = ""
     for share in shares:
         lines, errors = share.communicate()
