@@ -24,13 +24,16 @@ import av
 import numpy as np
 
 from preprocessing.kinds import BadRecording
-from preprocessing.lengths import check_mp4_boxes, has_mp3_length, inspect_ogg, inspect_wav
+from preprocessing.lengths import check_mp4_boxes, find_mp3_length, inspect_ogg, inspect_wav
 
 # Not a setting: resampling gives the same values only in blocks of the same size.
 BLOCK_VALUES = 1 << 16
 # A recording that is shorter than its header says by more than this is truncated. Encoders pad by a few thousand
-# values, and decoders remove them. Packets that can't be decoded may have this length together.
+# values, and decoders remove them.
 TOLERANCE_SECONDS = 0.5
+# Packets that give no audio may have that length, and this share of what the others give: where files are joined, the
+# first packet of each only prepares the decoder.
+LOST_SHARE = 0.01
 # A container's own bytes, its index for example, are at most this share of the file.
 CONTAINER_SHARE = 0.1
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000
@@ -113,7 +116,7 @@ class Audio:
 
     Attributes:
         kind: "MP3", "FLAC" ...
-        seconds: length according to the file's header, None if it has none or only an estimate.
+        seconds: length according to the file's header, of an MP3 perhaps an estimate; None if there is none.
         rate_hz: sample rate according to the header, and of the first block once that is read.
         channels: number of channels, likewise.
         is_float: whether the samples are stored as floats, which may exceed full scale.
@@ -202,14 +205,14 @@ class Audio:
         return frames
 
     def _check_length(self) -> None:
-        decoded, header, first_byte = self._decoded_seconds, self.seconds, self._first_byte or 0
-        if self.kind == "MP3" and not has_mp3_length(self._file, first_byte):
-            header = None
+        decoded, header = self._decoded_seconds, self.seconds
+        if self.kind == "MP3" and self.rate_hz:
+            header = find_mp3_length(self._file, self._first_byte or 0, self.rate_hz)
         if header and decoded < header - TOLERANCE_SECONDS:
             raise BadRecording(f"truncated: {decoded:.1f} s of the {header:.1f} s in its header")
         if self._is_cut:
             raise BadRecording(f"truncated after {decoded:.1f} s: its last packet is incomplete")
-        if self._lost_seconds > TOLERANCE_SECONDS:
+        if self._lost_seconds > TOLERANCE_SECONDS + LOST_SHARE * decoded:
             raise BadRecording(f"damaged: {self._lost_seconds:.1f} s of it can't be decoded, {decoded:.1f} s can")
         # Other kinds have values before and after the audio, which decoders remove or not.
         if header and self.kind == "FLAC" and decoded < header - 0.01:

@@ -80,19 +80,25 @@ def _has_chunks_only(file: IO[bytes], at: int, file_bytes: int) -> bool:
     return at - 1 <= file_bytes <= at + 8
 
 
-def has_mp3_length(file: IO[bytes], first_byte: int) -> bool:
-    """Return whether an MP3 has its number of frames in a Xing header, which is the frame before the first audio.
+def find_mp3_length(file: IO[bytes], first_byte: int, rate_hz: int) -> float | None:
+    """Return the seconds in an MP3's Xing header, which is the frame before the first audio; None without one.
+
+    FFmpeg gives an estimate instead if the file is larger than the header says, as joined ones are.
 
     Args:
         file: the file; its position is kept.
         first_byte: where its first packet starts.
+        rate_hz: sample rate of the first packet.
     """
     position = file.tell()
     file.seek(max(0, first_byte - 4096))
     before = file.read(min(first_byte, 4096))
     file.seek(position)
     at = max(before.rfind(b"Xing"), before.rfind(b"Info"))
-    return 0 <= at < len(before) - 8 and bool(before[at + 7] & 1)
+    if not 0 <= at < len(before) - 12 or not before[at + 7] & 1:
+        return None
+    # MPEG-1 has 1,152 values per frame, and the lower rates of MPEG-2 have half of them.
+    return int.from_bytes(before[at + 8 : at + 12], "big") * (1152 if rate_hz >= 32000 else 576) / rate_hz
 
 
 def inspect_ogg(file: IO[bytes]) -> tuple[list[int], int]:

@@ -433,7 +433,7 @@ def test_names_that_are_not_utf_8_end_nothing(book: Path, tmp_path: Path) -> Non
     (tmp_path / "a.zip").write_bytes(data.replace("\xe9".encode(), b"\xff\xfe"))
     words = ("--sources", folder, "--sources", tmp_path / "a.zip", "--out", out, "--max-failures", 1)
     test = ("--split.test", os.fsdecode(b"caf\xe9"))
-    # Where the locale is C, Python reads and writes UTF-8 unless it is told not to.
+    # Where the locale is C, Python reads and writes UTF-8 unless PYTHONUTF8=0.
     for expected, utf8 in (("  b\\ufffdcher/ruin\\ufffd: not audio", "1"), ("is finished already", "0")):
         command = start_command(*words, *test, PYTHONIOENCODING="ascii", LC_ALL="C", PYTHONUTF8=utf8)
         printed, errors = command.communicate()

@@ -375,6 +375,15 @@ def test_joined_files_are_read_to_the_end(
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("name", ["part.mp3", "part.ogg"])
+def test_a_hundred_joined_files_are_read_to_the_end(wav: Path, tmp_path: Path, name: str) -> None:
+    part = convert(wav, name)
+    path = tmp_path / name
+    path.write_bytes(part.read_bytes() * 100)
+    assert len(read(path)[0]) / 8000 == pytest.approx(100 * len(read(part)[0]) / 8000, rel=0.01)
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("same_serial", [True, False])
 @pytest.mark.parametrize(
     ("suffix", "first", "second"),
