@@ -232,28 +232,29 @@ def test_preprocessing_resumes_on_another_node_when_one_fails(slurm: Slurm) -> N
 
 
 def test_a_sweep_on_two_nodes_resumes_after_a_requeue(slurm: Slurm, speech_shards: Path) -> None:
+    # One trial is far longer than the time that Slurm takes to preempt the job.
     words = ("--config", _config(slurm.folder), "--data.shards", speech_shards, "--name", "sweep")
-    words += ("--space", '{"model.units": {"choice": [8, 12, 16]}}', "--validate-every-epochs", 2)
+    words += ("--space", '{"stop.steps": {"choice": [100, 110, 1000]}}', "--validate-every-epochs", 2)
     job = slurm.submit("--nodes=2", *SMALL, TUNE, *words)
     sweep = SweepFolder(slurm.folder / "runs/sweep")
 
-    def states() -> list[str]:
-        return [row.state for row in sweep.read_rows()]
+    def trials(state: str) -> list[str]:
+        return [row.trial for row in sweep.read_rows() if row.state == state]
 
-    slurm.wait(job, lambda: "finished" in states())
-    # Another trial is running and has saved a checkpoint.
-    last = sorted(sweep.trials.glob("*.yaml"))[-1].with_suffix("")
-    slurm.wait(job, lambda: len(_rows(last)) > 10)
-    finished = [row.trial for row in sweep.read_rows() if row.state == "finished"]
+    slurm.wait(job, lambda: trials("finished"))
+    slurm.wait(job, lambda: any("steps-1000" in trial for trial in trials("running")))
+    (long,) = (trial for trial in trials("running") if "steps-1000" in trial)
+    slurm.wait(job, lambda: RunFolder(sweep.trials / long).checkpoint("last").is_file())
+    finished = trials("finished")
     before = {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished}
     urgent = slurm.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 2")
     slurm.complete(urgent)
     log = slurm.complete(job)
     assert "3 of 3 ended" in log
     assert ", restart 1," in log
-    assert states() == 3 * ["finished"]
+    assert len(trials("finished")) == 3
     assert {name: (sweep.trials / name / "metrics.jsonl").stat().st_mtime_ns for name in finished} == before
-    assert any("resumes at step" in sweep.log(row.trial).read_text() for row in sweep.read_rows())
+    assert "resumes at step" in sweep.log(long).read_text()
     assert sweep.best.checkpoint("best").is_file()
 
 
