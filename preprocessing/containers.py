@@ -63,51 +63,31 @@ class _Queue:
 
     def __init__(self, frame: Any) -> None:
         layout = frame.layout
-        self._rate_hz, self.channels = frame.sample_rate, layout.nb_channels
-        if not MIN_RATE_HZ <= self._rate_hz <= MAX_RATE_HZ:
-            raise BadRecording(f"unusable sample rate: {self._rate_hz} Hz")
+        self.rate_hz, self.channels = frame.sample_rate, layout.nb_channels
+        if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ:
+            raise BadRecording(f"unusable sample rate: {self.rate_hz} Hz")
         # FFmpeg knows how to mix 5.1 and the like; it would drop the third of three channels without names.
         is_surround = layout.nb_channels in _SURROUND or (
             layout.nb_channels > 2 and not layout.name.endswith(" channels")
         )
         # To 16 bits, because FFmpeg divides by the sum of the weights for integers only.
         self._converter = av.AudioResampler("s16", "mono") if is_surround else av.AudioResampler("fltp", layout)
-        self._frames = av.AudioFifo()
-        self.add(frame)
+        self._needs_converter = is_surround or frame.format.name != "fltp"
+        self.frames = av.AudioFifo()
 
-    def add(self, frame: Any) -> bool:
-        """Add a frame of the same number of channels, and return True; return False if it has another format."""
-        # It would refuse a frame after a gap in the times.
-        frame.pts = None
-        try:
-            self._frames.write(frame)
-        except ValueError:
-            return False
-        return True
+    def take(self, num_values: int) -> Iterator[Block]:
+        """Yield all blocks of this size; with 0, all that is left as one block."""
+        while self.frames.samples and self.frames.samples >= num_values:
+            frame = self.frames.read(num_values, partial=not num_values)
+            yield Block(self.rate_hz, self._convert(frame))
 
-    @property
-    def is_full(self) -> bool:
-        return self._frames.samples >= BLOCK_VALUES
-
-    def take(self) -> Iterator[Block]:
-        """Yield all whole blocks."""
-        while self.is_full:
-            yield self._convert(self._frames.read(BLOCK_VALUES))
-
-    def end(self) -> Iterator[Block]:
-        """Yield all blocks, the last one shorter."""
-        yield from self.take()
-        if self._frames.samples:
-            yield self._convert(self._frames.read(0, partial=True))
-
-    def _convert(self, frame: Any) -> Block:
-        frame.pts = None
-        values_CN = np.concatenate([part.to_ndarray() for part in self._converter.resample(frame)], axis=1)
+    def _convert(self, frame: Any) -> np.ndarray:
+        if self._needs_converter:
+            (frame,) = self._converter.resample(frame)
+        values_CN: np.ndarray = frame.to_ndarray()
         if values_CN.dtype == np.int16:
-            values_CN = values_CN.astype(np.float32) / 32768
-        elif len(values_CN) > 2:
-            values_CN = values_CN.mean(axis=0, keepdims=True)
-        return Block(self._rate_hz, values_CN)
+            return values_CN.astype(np.float32) / 32768
+        return values_CN if len(values_CN) <= 2 else values_CN.mean(axis=0, keepdims=True)
 
 
 @dataclass
@@ -146,41 +126,39 @@ class Audio:
         Raises:
             BadRecording: damaged or truncated by more than `TOLERANCE_SECONDS`, or with an unusable sample rate.
         """
-        queue: _Queue | None = None
-        for decoder, packet in self._packets():
-            for frame in self._decode(packet):
-                # PyAV's queue checks the rate and the kind of values, but crashes at another number of channels.
-                if queue is None or queue.channels != decoder.channels or not queue.add(frame):
-                    if queue is None:
-                        self.rate_hz, self.channels = frame.sample_rate, frame.layout.nb_channels
-                    else:
-                        yield from self._count(queue.end())
-                    queue = _Queue(frame)
-            if queue is not None and queue.is_full:
-                yield from self._count(queue.take())
-        if queue is not None:
-            yield from self._count(queue.end())
-        self._check_length()
-
-    def _count(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        for block in blocks:
+        for block in self._decode():
             self._decoded_seconds += block.values_CN.shape[1] / block.rate_hz
             yield block
+        self._check_length()
 
-    def _packets(self) -> Iterator[tuple[Any, Any]]:
-        """Yield each packet after its decoder."""
+    def _decode(self) -> Iterator[Block]:
+        """Yield all blocks. The inner loops are short, because an hour of speech has 140,000 packets."""
+        queue: _Queue | None = None
+        is_inspected = self.kind in (*_COUNTED, "AAC")
         for container in self._containers():
             stream = container.streams.audio[0]
-            decoder, packets = stream.codec_context, container.demux(stream)
-            while True:
-                try:
-                    packet = next(packets, None)
-                except av.FFmpegError as error:
-                    where = f"{self._decoded_seconds:.1f} s"
-                    raise BadRecording(f"damaged or truncated after {where}: {explain(error)}") from None
-                if packet is None:
-                    break
-                yield decoder, packet
+            decoder = stream.codec_context
+            try:
+                for packet in container.demux(stream):
+                    if is_inspected or self._first_byte is None:
+                        self._inspect(packet)
+                    for frame in self._decode_packet(packet):
+                        # PyAV's queue checks the rate and the kind of values; another number of channels crashes it.
+                        if queue is None or queue.channels != decoder.channels or not _add(queue.frames, frame):
+                            if queue is None:
+                                self.rate_hz, self.channels = frame.sample_rate, frame.layout.nb_channels
+                            else:
+                                yield from queue.take(BLOCK_VALUES)
+                                yield from queue.take(0)
+                            queue = _Queue(frame)
+                            _add(queue.frames, frame)
+                    if queue is not None and queue.frames.samples >= BLOCK_VALUES:
+                        yield from queue.take(BLOCK_VALUES)
+            except av.FFmpegError as error:
+                where = f"{self._decoded_seconds:.1f} s"
+                raise BadRecording(f"damaged or truncated after {where}: {explain(error)}") from None
+        if queue is not None:
+            yield from queue.take(0)
 
     def _containers(self) -> Iterator[Any]:
         """Yield the container, and those of the other parts of a chained Ogg file."""
@@ -189,20 +167,23 @@ class Audio:
             with _open_container(part, self.kind, {}) as container:
                 yield container
 
-    def _decode(self, packet: Any) -> list[Any]:
+    def _inspect(self, packet: Any) -> None:
         if self._first_byte is None:
             self._first_byte = packet.pos or 0
-        if self.kind in _COUNTED:
-            self._packet_bytes += packet.size
+        self._packet_bytes += packet.size
         if self.kind == "AAC" and packet.size >= 6:
             # The length of a packet is in its own header.
             self._is_cut = packet.size < (int.from_bytes(bytes(packet)[3:6], "big") >> 5) & 0x1FFF
-        frames: list[Any] = []
-        with contextlib.suppress(av.FFmpegError):
-            frames = packet.decode()
-        if not frames and packet.duration and packet.time_base:
+
+    def _decode_packet(self, packet: Any) -> list[Any]:
+        try:
+            if frames := packet.decode():
+                return frames
+        except av.FFmpegError:
+            pass
+        if packet.duration and packet.time_base:
             self._lost_seconds += float(packet.duration * packet.time_base)
-        return frames
+        return []
 
     def _check_length(self) -> None:
         decoded, header = self._decoded_seconds, self.seconds
@@ -317,6 +298,17 @@ class _Part:
 
     def tell(self) -> int:
         return self._at - self._start
+
+
+def _add(frames: Any, frame: Any) -> bool:
+    """Add a frame to PyAV's queue, and return True; return False if it has another format."""
+    # The queue would refuse a frame after a gap in the times.
+    frame.pts = None
+    try:
+        frames.write(frame)
+    except ValueError:
+        return False
+    return True
 
 
 def explain(error: Exception) -> str:
