@@ -12,7 +12,9 @@
 3. The network generates babble from held-out prompts. Its speech statistics and its classifier accuracy are compared
    with those of real speech, shuffled frames and a Markov chain (evaluation/comparison.py). By default this takes a
    quarter of an hour or more on one core; steps 1 and 2 take 40 seconds per hour of speech.
-4. On request, the training error of 2017: that of the last frame of windows of the training split.
+4. How much the network makes of its context: what it saves by hearing the true past, and whether it prefers the true
+   continuation (evaluation/context.py).
+5. On request, the training error of 2017: that of the last frame of windows of the training split.
 
 Without a run, the bundled voice is evaluated, and --shards names the speech. If the run has a W&B run, the metrics are
 added to its summary (evaluation/summary.py).
@@ -29,6 +31,7 @@ from babble.data.shards import Manifest, Segment, read_recordings
 from babble.data.streaming import SAMPLE_FRAMES, sample_recordings
 from babble.evaluation.baselines import measure_baselines
 from babble.evaluation.comparison import compare_speech
+from babble.evaluation.context import measure_context
 from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
 from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
@@ -205,6 +208,8 @@ def _measure(
         "held_out": measure_held_out(model, held_out),
         "baselines": measure_baselines(train, held_out, mode) if train else {},
     }
+    if model.head.has_likelihood and (context := measure_context(model, held_out, config.seed)):
+        metrics["context"] = context
     if config.training_windows:
         metrics["training_error_2017"] = measure_training_error_2017(
             model, train, config.training_windows, config.window_frames

@@ -50,6 +50,8 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
         if total in held_out:
             rows = {name: metrics for name, metrics in evaluation["baselines"].items() if total in metrics}
             lines += [f"\n{unit}", *_format_metric({**rows, "this network": held_out}, total, part)]
+    if "context" in evaluation:
+        lines += ["", *_format_context(evaluation["context"])]
     if "speech" in evaluation:
         settings = ", ".join(f"{key} {value}" for key, value in evaluation["babble"].items() if value is not None)
         lines += [
@@ -84,6 +86,20 @@ def _format_metric(rows: dict[str, dict[str, Any]], total: str, part: str | None
     by_field = [metrics[f"{part}_by_field"] for metrics in rows.values()]
     for field in by_field[0]:
         lines.append(f"    {field:>8s}" + "".join(f"{column[field]:9.3f}" for column in by_field))
+    return lines
+
+
+def _format_context(context: dict[str, Any]) -> list[str]:
+    lines = []
+    for key, value, title in (
+        ("reach", "bits_per_frame", "bits per frame that true context saves, if the last LEAD seconds are true anyway"),
+        ("continuation", "accuracy", "accuracy of choosing the true continuation of some SECONDS (0.5 = chance)"),
+    ):
+        lines.append(title)
+        lines += [
+            f"  {seconds:>5s} s  {row[value]:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+            for seconds, row in context[key].items()
+        ]
     return lines
 
 
