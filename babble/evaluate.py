@@ -12,9 +12,10 @@
 3. The network generates babble from held-out prompts. Its speech statistics and its classifier accuracy are compared
    with those of real speech, shuffled frames and a Markov chain (evaluation/comparison.py). By default this takes a
    quarter of an hour or more on one core; steps 1 and 2 take 40 seconds per hour of speech.
-4. How much the network makes of its context: what it saves by hearing the true past, and whether it prefers the true
-   continuation (evaluation/context.py).
-5. On request, the training error of 2017: that of the last frame of windows of the training split.
+4. How much of its context the network uses: what the true past of more than a second ago saves, and whether the true
+   continuation is likelier than another one (evaluation/context.py).
+5. On request, two more: with --words, the real words in the babble by a recogniser of the voice (evaluation/words.py);
+   with --training-windows, the training error of 2017: that of the last frame of windows of the training split.
 
 Without a run, the bundled voice is evaluated, and --shards names the speech. If the run has a W&B run, the metrics are
 added to its summary (evaluation/summary.py).
@@ -27,6 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from babble.cli import build_config, run_command
+from babble.codec.frames import Mode
 from babble.data.shards import Manifest, Segment, read_recordings
 from babble.data.streaming import SAMPLE_FRAMES, sample_recordings
 from babble.evaluation.baselines import measure_baselines
@@ -35,6 +37,8 @@ from babble.evaluation.context import measure_context
 from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
 from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
+from babble.evaluation.words import MODE as RECOGNISED_MODE
+from babble.evaluation.words import Recogniser, measure_words
 from babble.files import check_writable, write_json
 from babble.generation.free_run import choose_sampling, generate_frames
 from babble.generation.prompts import open_shards, spread_prompts
@@ -76,6 +80,7 @@ class EvaluateConfig:
         temperature: sampling of the babble, see babble.generate; so are top_p and min_p.
         top_p: see babble.generate.
         min_p: see babble.generate.
+        words: file of a recogniser of this voice, which counts real words in the babble; mode 1300 only.
         seed: random seed of the babble and of everything sampled to measure it.
         json: write all metrics to this file.
         figure: draw them into this PNG file.
@@ -92,6 +97,7 @@ class EvaluateConfig:
     temperature: str | float | None = None
     top_p: str | float | None = None
     min_p: str | float | None = None
+    words: Path | None = None
     seed: int = 0
     json: Path | None = None
     figure: Path | None = None
@@ -108,6 +114,8 @@ class EvaluateConfig:
         for key in ("temperature", "top_p", "min_p"):
             if not self.babble_seconds and getattr(self, key) is not None:
                 raise ValueError(f"--{key.replace('_', '-')} has no effect with --babble-seconds 0. Remove the flag.")
+        if self.words and not self.babble_seconds:
+            raise ValueError(f"--words {self.words} has no effect with --babble-seconds 0. Remove the flag.")
         if self.figure and self.figure.suffix != ".png":
             raise ValueError(f"--figure {self.figure}: must end in .png.")
 
@@ -138,6 +146,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     run, checkpoint_path = locate_checkpoint(config.run or PRETRAINED, config.checkpoint)
     checkpoint = load_checkpoint(checkpoint_path)
     model = build_model(checkpoint)
+    recogniser = _load_recogniser(config.words, model.mode)
     sampling = choose_sampling(model, config.temperature, config.top_p, config.min_p)
     folder, manifest = open_shards(config.shards, run, model.mode)
     _validate(config, folder, manifest)
@@ -162,7 +171,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "is_sample": train_frames < manifest.split_frames("train"),
         },
         "mode": model.mode.name,
-        **_measure(config, model, sampling, held_out, train),
+        **_measure(config, model, sampling, recogniser, held_out, train),
     }
     if config.figure:
         save_figure(plot_evaluation(evaluation), config.figure)
@@ -178,6 +187,8 @@ def _validate(config: EvaluateConfig, folder: Path, manifest: Manifest) -> None:
     """Raise ValueError if the shards lack what the settings need."""
     if not manifest.split_frames(config.split):
         raise ValueError(f"{folder} has no {config.split} split. Choose another --split.")
+    if config.words and manifest.split_frames(config.split) < 60 * manifest.mode.frames_per_second:
+        raise ValueError(f"--words {config.words} needs a minute of held-out speech, more than {folder} has.")
     if config.training_windows and manifest.mode.has_labels:
         raise ValueError(
             f"--training-windows {config.training_windows}: mode {manifest.mode.name} has label fields, so it has no "
@@ -200,8 +211,21 @@ def _choose_wandb(config: EvaluateConfig, run: RunFolder) -> WandbConfig | None:
     return settings if mode == "auto" else replace(settings, mode=mode)
 
 
+def _load_recogniser(path: Path | None, mode: Mode) -> Recogniser | None:
+    if path and mode.name != RECOGNISED_MODE.name:
+        raise ValueError(
+            f"--words {path}: recognisers are of mode {RECOGNISED_MODE.name}, this network of {mode.name}."
+        )
+    return Recogniser.load(path) if path else None
+
+
 def _measure(
-    config: EvaluateConfig, model: Babbler, sampling: Sampling, held_out: list[np.ndarray], train: list[np.ndarray]
+    config: EvaluateConfig,
+    model: Babbler,
+    sampling: Sampling,
+    recogniser: Recogniser | None,
+    held_out: list[np.ndarray],
+    train: list[np.ndarray],
 ) -> dict[str, Any]:
     mode = model.mode
     metrics: dict[str, Any] = {
@@ -221,6 +245,8 @@ def _measure(
         settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
         metrics["babble"] = {"streams": NUM_STREAMS, "seconds": config.babble_seconds, **settings}
         metrics["speech"] = compare_speech(babble, held_out, train, mode, config.seed)
+        if recogniser:
+            metrics["words"] = measure_words(recogniser, {"babble": babble}, held_out, config.seed)
     return metrics
 
 

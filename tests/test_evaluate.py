@@ -129,6 +129,28 @@ def test_a_large_training_split_is_sampled_and_the_table_says_so(tmp_path: Path,
     assert [np.array_equal(s, w) for s, w in zip(sampled, (whole[:3000], whole[12_000:]), strict=True)] == [True, True]
 
 
+@pytest.mark.usefixtures("quick")
+def test_words_are_counted_by_a_recogniser(recogniser: Path, tmp_path: Path):
+    shards = write_corpus(tmp_path / "shards", {"train": 3_000, "test": 2_000, "validation": 1_000})
+    settings: dict[str, Any] = {
+        "run": make_run(tmp_path / "run", shards).path,
+        "babble_seconds": 20,
+        "words": recogniser,
+    }
+    evaluation = evaluate(EvaluateConfig(**settings, split="test"))
+    words = evaluation["words"]
+    assert list(words) == ["babble", "quilt of 160 ms", "real speech"]
+    assert words["babble"]["minutes"] == pytest.approx(8 * 20 / 60)
+    assert words["real speech"]["minutes"] == pytest.approx(2_000 / 1_500)
+    summary = summarize_evaluation(evaluation)
+    assert summary["evaluation/test/words/place"] == words["babble"]["word_bits"]["place"]
+    table = format_evaluation(evaluation)
+    assert "words, as a recogniser spells them" in table
+    assert f"{words['babble']['long_words']['mean']:.3f} (" in table
+    with pytest.raises(ValueError, match=r"--words .* needs a minute of held-out speech"):
+        evaluate(EvaluateConfig(**settings))
+
+
 def test_shards_for_evaluation_only_have_no_baselines(tmp_path: Path):
     shards = write_corpus(tmp_path / "shards", {"test": 300})
     settings: dict[str, Any] = {"run": make_run(tmp_path / "run", shards).path, "split": "test"}
@@ -194,6 +216,7 @@ def test_a_failure_of_wandb_does_not_fail_the_evaluation(
     [
         ({"babble_seconds": -1}, "--babble-seconds -1: must be 0 or more"),
         ({"babble_seconds": 0, "top_p": 0.9}, "--top-p has no effect"),
+        ({"babble_seconds": 0, "words": Path("r.pt")}, "--words r.pt has no effect"),
         ({"figure": Path("f.jpg")}, "must end in .png"),
         ({"window_frames": 0}, "--window-frames 0: must be at least 1"),
         ({"temperature": 0.9, "babble_seconds": 1}, r"--temperature 0\.9 has no effect: the regression head"),

@@ -1,12 +1,11 @@
-"""What a network makes of its context: how far back it listens, and whether it knows how speech continues.
+"""How much of its context a network uses: how far back, and whether it prefers the true continuation.
 
     context = measure_context(model, recordings)
     context["reach"]["1"]["bits_per_frame"], context["continuation"]["2"]["accuracy"]
 
 Reach: two seconds of held-out speech are predicted twice, after the 8 s that precede them and after 8 s from elsewhere
 in the same recording. Both contexts share their last LEAD seconds, so only what lies further back differs. The gain is
-how many bits per frame the true context saves: what the network knows of words and sentences, beyond the sound of the
-moment.
+how many bits per frame the true context saves: what words and sentences tell, beyond the sound of the moment.
 
 Continuation: after 8 s of held-out speech, is the true continuation likelier than one from elsewhere in the recording?
 The joint itself tells the two apart, so the accuracy of a frame model is far above chance; compare it between models.

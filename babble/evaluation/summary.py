@@ -15,8 +15,8 @@ def summarize_evaluation(evaluation: dict[str, Any]) -> dict[str, float]:
 
     Names start with "evaluation/SPLIT/". Then come a held-out metric, such as "bits_per_frame" or "error/pitch"; a
     baseline, such as "baseline/bits_per_frame/bigram"; "context_reach/1_s", in bits per frame, and
-    "continuation_accuracy/2_s"; "classifier_accuracy/4_s"; or the mean of a speech statistic, "babble/pitch_hz" and
-    "real/pitch_hz". Metrics by field are omitted.
+    "continuation_accuracy/2_s"; "classifier_accuracy/4_s"; "words/place"; or the mean of a speech statistic,
+    "babble/pitch_hz" and "real/pitch_hz". Metrics by field are omitted.
     """
     numbers = {name: value for name, value in evaluation["held_out"].items() if isinstance(value, float)}
     numbers |= baseline_lines(evaluation["baselines"])
@@ -24,6 +24,8 @@ def summarize_evaluation(evaluation: dict[str, Any]) -> dict[str, float]:
         reach, continuation = evaluation["context"]["reach"], evaluation["context"]["continuation"]
         numbers |= {f"context_reach/{s}_s": row["bits_per_frame"] for s, row in reach.items()}
         numbers |= {f"continuation_accuracy/{s}_s": row["accuracy"] for s, row in continuation.items()}
+    if "words" in evaluation:
+        numbers["words/place"] = evaluation["words"]["babble"]["word_bits"]["place"]
     if "speech" in evaluation:
         statistics, accuracies = evaluation["speech"]["statistics"], evaluation["speech"]["classifier"]["babble"]
         numbers |= {f"classifier_accuracy/{s}_s": found["accuracy"] for s, found in accuracies.items() if found}

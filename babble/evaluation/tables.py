@@ -60,6 +60,8 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
             "",
             *_format_accuracies(evaluation["speech"]["classifier"]),
         ]
+    if "words" in evaluation:
+        lines += ["", *_format_words(evaluation["words"])]
     if "training_error_2017" in evaluation:
         lines.append(
             f"\n{evaluation['training_error_2017']:10.3f}  training error of 2017, levels: the last frame of windows "
@@ -100,6 +102,20 @@ def _format_context(context: dict[str, Any]) -> list[str]:
             f"  {seconds:>5s} s  {row[value]:.3f} ({row['low']:.3f} to {row['high']:.3f})"
             for seconds, row in context[key].items()
         ]
+    return lines
+
+
+def _format_words(words: dict[str, dict[str, Any]]) -> list[str]:
+    columns = {"word_bits": "word bits per letter", "long_words": "long words per min", "book_triples": "book triples"}
+    lines = [
+        "words, as a recogniser spells them, with 95 % intervals; place: 0 is a quilt without words, 1 is real speech",
+        " " * 20 + "".join(f"{title:>26s}" for title in ("place", *columns.values())),
+    ]
+    for name, row in words.items():
+        bits = row["word_bits"]
+        cells = [f"{bits['place']:.2f} ({bits['place_low']:.2f} to {bits['place_high']:.2f})"]
+        cells += [f"{row[key]['mean']:.3f} ({row[key]['low']:.3f} to {row[key]['high']:.3f})" for key in columns]
+        lines.append(f"  {name:18s}" + "".join(f"{cell:>26s}" for cell in cells))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What a network makes of its context: against a slow loop, and a network without memory."""
+"""How much of its context a network uses: against a slow loop, and a network without memory."""
 
 from itertools import pairwise
 
