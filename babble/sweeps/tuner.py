@@ -4,15 +4,20 @@ with connect(address=None):
     signal_number = run_trials(plan, folder, find_resources(plan))
 """
 
+import json
 import logging
 import os
+import re
+import shutil
 import signal
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater, Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -35,6 +40,8 @@ TUNE_ENVIRONMENT = {
     # Ctrl-C is noted by StopRequest and passed to Tune as SIGUSR1, which it takes too.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+
+_STATE_FILE = re.compile(r"(?P<kind>.+)-(?P<start>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(json|pkl)")
 
 
 @contextmanager
@@ -121,6 +128,7 @@ def _describe_start(plan: SweepPlan, folder: SweepFolder, resources: dict[str, f
 
 def _make_tuner(plan: SweepPlan, folder: SweepFolder, trainable: Any, num_concurrent: int) -> tune.Tuner:
     state = folder.ray.resolve()
+    _remove_damaged_state(state)
     if tune.Tuner.can_restore(str(state)):
         return tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True)
     searcher, space, num_samples = _make_search(plan, num_concurrent)
@@ -146,6 +154,37 @@ def _make_tuner(plan: SweepPlan, folder: SweepFolder, trainable: Any, num_concur
             verbose=0,
         ),
     )
+
+
+def _remove_damaged_state(folder: Path) -> None:
+    """Remove what a full disk cut short of Tune's state, so that Tune continues from what it had saved before.
+
+    It saves one state per start of the sweep, in one file of each kind. From a damaged one it would start again with an
+    empty space, which it only logs.
+    """
+    starts: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in folder.glob("*"):
+        if match := _STATE_FILE.fullmatch(path.name):
+            starts[match["start"]][match["kind"]] = path
+    num_kinds = max(map(len, starts.values()), default=0)
+    for start in sorted(starts, reverse=True):
+        files = starts[start].values()
+        if len(files) == num_kinds and all(map(_is_readable, [*files, folder / "tuner.pkl"])):
+            return
+        for path in files:
+            path.unlink()
+    # Trainings keep their own state: without Tune's, each trial is trained once more, under another name.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+        (json.loads if path.name.startswith("experiment_state") else cloudpickle.loads)(content)
+    # Depending on the byte at which it ends, a pickle raises almost anything.
+    except Exception:
+        return False
+    return True
 
 
 def _make_domain(axis: Axis) -> Any:
