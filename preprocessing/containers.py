@@ -31,9 +31,8 @@ BLOCK_VALUES = 1 << 16
 # A recording that is shorter than its header says by more than this is truncated. Encoders pad by a few thousand
 # values, and decoders remove them.
 TOLERANCE_SECONDS = 0.5
-# Packets that give no audio may have that length, and this share of what the others give: where files are joined, the
-# first packet of each only prepares the decoder.
-LOST_SHARE = 0.01
+# Packets that can't be decoded are damage: up to the first length without a word, up to the second with a warning.
+UNNOTICED_SECONDS, LOST_SECONDS = 0.1, 0.3
 # A container's own bytes, its index for example, are at most this share of the file.
 CONTAINER_SHARE = 0.1
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 768_000
@@ -139,10 +138,10 @@ class Audio:
             stream = container.streams.audio[0]
             decoder = stream.codec_context
             try:
-                for packet in container.demux(stream):
+                for number, packet in enumerate(container.demux(stream)):
                     if is_inspected or self._first_byte is None:
                         self._inspect(packet)
-                    for frame in self._decode_packet(packet):
+                    for frame in self._decode_packet(packet, number):
                         # PyAV's queue checks the rate and the kind of values; another number of channels crashes it.
                         if queue is None or queue.channels != decoder.channels or not _add(queue.frames, frame):
                             if queue is None:
@@ -175,13 +174,15 @@ class Audio:
             # The length of a packet is in its own header.
             self._is_cut = packet.size < (int.from_bytes(bytes(packet)[3:6], "big") >> 5) & 0x1FFF
 
-    def _decode_packet(self, packet: Any) -> list[Any]:
+    def _decode_packet(self, packet: Any, number: int) -> list[Any]:
         try:
             if frames := packet.decode():
                 return frames
         except av.FFmpegError:
             pass
-        if packet.duration and packet.time_base:
+        # The first packet only prepares some decoders; where MP3s are joined, the header of each is a packet.
+        is_header = number == 0 or (self.kind == "MP3" and re.search(b"Xing|Info", bytes(packet)))
+        if packet.duration and packet.time_base and not is_header:
             self._lost_seconds += float(packet.duration * packet.time_base)
         return []
 
@@ -193,8 +194,10 @@ class Audio:
             raise BadRecording(f"truncated: {decoded:.1f} s of the {header:.1f} s in its header")
         if self._is_cut:
             raise BadRecording(f"truncated after {decoded:.1f} s: its last packet is incomplete")
-        if self._lost_seconds > TOLERANCE_SECONDS + LOST_SHARE * decoded:
+        if self._lost_seconds > LOST_SECONDS:
             raise BadRecording(f"damaged: {self._lost_seconds:.1f} s of it can't be decoded, {decoded:.1f} s can")
+        if self._lost_seconds > UNNOTICED_SECONDS:
+            self.warnings.append(f"damaged: {self._lost_seconds:.2f} s of it can't be decoded and are left out")
         # Other kinds have values before and after the audio, which decoders remove or not.
         if header and self.kind == "FLAC" and decoded < header - 0.01:
             self.warnings.append(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -516,6 +517,28 @@ def test_a_damaged_packet_is_left_out_with_a_warning(tmp_path: Path) -> None:
     assert 12 * 8000 - 1600 < len(pcm) < 12 * 8000 - 400
     assert len(recording.warnings) == 1
     assert recording.warnings[0].endswith(" s of 12.0 s can't be decoded and are left out")
+
+
+@pytest.mark.parametrize(("num_damaged", "outcome"), [(1, "whole"), (8, "warning"), (16, "damaged")])
+def test_a_short_damage_is_left_out_and_a_longer_one_refuses_the_recording(
+    num_damaged: int, outcome: str, tmp_path: Path
+) -> None:
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, speech_at(44100), 44100)
+    path = convert(wav, "a.aac", "-c:a", "aac")
+    with av.open(path) as container:
+        packets = [bytes(packet) for packet in container.demux() if packet.size]
+    for n in range(100, 100 + num_damaged):
+        # Behind the header of 7 bytes, which gives the length.
+        packets[n] = packets[n][:7] + b"\xff" * (len(packets[n]) - 7)
+    path.write_bytes(b"".join(packets))
+    if outcome == "damaged":
+        assert "can't be decoded" in cause(path)
+    else:
+        pcm, recording = read(path)
+        assert len(pcm) == pytest.approx(8000 * (12 - num_damaged * 1024 / 44100), abs=1000)
+        warning = f"damaged: {num_damaged * 1024 / 44100:.2f} s of it can't be decoded and are left out"
+        assert recording.warnings == ([warning] if outcome == "warning" else [])
 
 
 def test_a_tag_at_the_end_of_a_flac_is_not_audio(tmp_path: Path) -> None:
