@@ -13,7 +13,7 @@
    with those of real speech, shuffled frames and a Markov chain (evaluation/comparison.py). By default this takes a
    quarter of an hour or more on one core; steps 1 and 2 take 40 seconds per hour of speech.
 4. How much of its context the network uses: what the true past of more than a second ago saves, and whether the true
-   continuation is likelier than another one (evaluation/context.py).
+   continuation is likelier than another one (evaluation/context.py). It takes a minute or two on one core.
 5. On request, two more: with --words, the real words in the babble by a recogniser of the voice (evaluation/words.py);
    with --training-windows, the training error of 2017: that of the last frame of windows of the training split.
 
@@ -37,8 +37,8 @@ from babble.evaluation.context import measure_context
 from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
 from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
+from babble.evaluation.words import CLIP_SECONDS, Recogniser, measure_words
 from babble.evaluation.words import MODE as RECOGNISED_MODE
-from babble.evaluation.words import Recogniser, measure_words
 from babble.files import check_writable, write_json
 from babble.generation.free_run import choose_sampling, generate_frames
 from babble.generation.prompts import open_shards, spread_prompts
@@ -187,7 +187,7 @@ def _validate(config: EvaluateConfig, folder: Path, manifest: Manifest) -> None:
     """Raise ValueError if the shards lack what the settings need."""
     if not manifest.split_frames(config.split):
         raise ValueError(f"{folder} has no {config.split} split. Choose another --split.")
-    if config.words and manifest.split_frames(config.split) < 60 * manifest.mode.frames_per_second:
+    if config.words and manifest.split_frames(config.split) < CLIP_SECONDS * manifest.mode.frames_per_second:
         raise ValueError(f"--words {config.words} needs a minute of held-out speech, more than {folder} has.")
     if config.training_windows and manifest.mode.has_labels:
         raise ValueError(

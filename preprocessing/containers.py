@@ -31,7 +31,7 @@ BLOCK_VALUES = 1 << 16
 # A recording that is shorter than its header says by more than this is truncated. Encoders pad by a few thousand
 # values, and decoders remove them.
 TOLERANCE_SECONDS = 0.5
-# Packets that can't be decoded are damage: up to the first length without a word, up to the second with a warning.
+# Packets that can't be decoded: more than the first length together gives a warning, more than the second is refused.
 UNNOTICED_SECONDS, LOST_SECONDS = 0.1, 0.3
 # A container's own bytes, its index for example, are at most this share of the file.
 CONTAINER_SHARE = 0.1

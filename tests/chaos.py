@@ -10,7 +10,7 @@
 3. Between the kills the disk is full, or stdout is closed. Then the command must name the cause with exit code 1 (141
    for stdout), or end with the result. What it started must have ended 60 seconds after it.
 
-Exits with 1 if any of this fails, or on a traceback, and keeps logs and results then. Takes an hour.
+Exits with 1 if any of this fails, or on a traceback, and keeps logs and results then. Takes two hours.
 """
 
 import argparse

@@ -5,10 +5,10 @@
 
 Reach: two seconds of held-out speech are predicted twice, after the 8 s that precede them and after 8 s from elsewhere
 in the same recording. Both contexts share their last LEAD seconds, so only what lies further back differs. The gain is
-how many bits per frame the true context saves: what words and sentences tell, beyond the sound of the moment.
+how many bits per frame the true context saves: the effect of words and sentences, not of the sound before.
 
 Continuation: after 8 s of held-out speech, is the true continuation likelier than one from elsewhere in the recording?
-The joint itself tells the two apart, so the accuracy of a frame model is far above chance; compare it between models.
+The joint alone separates the two, so the accuracy of a frame model is far above chance; compare it between models.
 """
 
 import math

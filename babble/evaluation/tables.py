@@ -94,8 +94,12 @@ def _format_metric(rows: dict[str, dict[str, Any]], total: str, part: str | None
 def _format_context(context: dict[str, Any]) -> list[str]:
     lines = []
     for key, value, title in (
-        ("reach", "bits_per_frame", "bits per frame that true context saves, if the last LEAD seconds are true anyway"),
-        ("continuation", "accuracy", "accuracy of choosing the true continuation of some SECONDS (0.5 = chance)"),
+        (
+            "reach",
+            "bits_per_frame",
+            "bits per frame saved by true context, compared with other speech up to this long before",
+        ),
+        ("continuation", "accuracy", "accuracy of choosing the true continuation (0.5 = chance), by its length"),
     ):
         lines.append(title)
         lines += [

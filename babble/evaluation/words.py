@@ -42,9 +42,11 @@ CLIP_SECONDS = 60
 MIN_LETTERS, LONG_LETTERS = 4, 6
 # Frames are recognised in windows; the margin on both sides is context only.
 WINDOW_FRAMES, MARGIN_FRAMES, WINDOWS_PER_BATCH = 750, 100, 16
-# A known word that the book lacks counts as a fifth of an occurrence.
+# Added to the count of every known word, so that a word that the book lacks has a probability.
 UNSEEN_COUNT = 0.2
 NUM_RESAMPLES = 2000
+# The parts of the book whose text gives the probabilities: those for training.
+TEXT_PARTS = range(1, 13)
 QUILT = "quilt of 160 ms"
 
 
@@ -139,7 +141,7 @@ class Recogniser:
                 english = frozenset(file.read().split())
             with gzip.open(path.parent / "aligned.tsv.gz", "rt", encoding="utf-8") as file:
                 rows = [line.rstrip("\n").split("\t") for line in file]
-            book = " ".join(text for part, _, _, text in rows if int(part) in range(1, 13))
+            book = " ".join(text for part, _, _, text in rows if int(part) in TEXT_PARTS)
         except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is not a recogniser with its lists: {error}") from None
         return cls(network.eval(), Spelling(book, english))

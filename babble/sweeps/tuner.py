@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,7 +174,8 @@ def _remove_damaged_state(folder: Path) -> None:
             return
         for path in files:
             path.unlink()
-    # Trainings keep their own state: without Tune's, each trial is trained once more, under another name.
+    if starts:
+        print(f"{folder}: no whole state of Ray Tune is left, so every trial is trained again.", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -44,7 +44,8 @@ def test_an_older_state_replaces_one_that_is_cut_short_or_lacks_a_file(kind: str
     assert _starts(state) == {FIRST}
 
 
-def test_without_any_whole_state_the_sweep_starts_anew(state: Path):
+def test_without_any_whole_state_the_sweep_starts_anew(state: Path, capsys: pytest.CaptureFixture[str]):
     (state / "tuner.pkl").write_bytes(b"")
     _remove_damaged_state(state)
     assert not state.exists()
+    assert "every trial is trained again" in capsys.readouterr().err
