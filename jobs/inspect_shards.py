@@ -27,7 +27,7 @@ import numpy as np
 
 from babble.cli import CommandError, run_command
 from babble.codec.frames import Mode, has_disordered_lsps, is_voiced
-from babble.data.shards import SPLITS, Manifest, Segment, ShardFacts, read_manifest, read_segments
+from babble.data.shards import SHIFTED, SPLITS, Manifest, Segment, ShardFacts, read_manifest, read_segments
 
 COMMAND = "python -m jobs.inspect_shards"
 # Share of frames at the codec's highest energy above which a recording is reported as too loud: twice the share in the
@@ -137,7 +137,7 @@ def check_folder(folder: Path, manifest: Manifest, frames_csv: Any = None) -> In
     for path in sorted(folder.glob("*.tar")):
         if path.name not in known:
             inspection.problems.append(f"{path.name} is not in the manifest")
-    for split in SPLITS:
+    for split in (*SPLITS, SHIFTED):
         if any(shard.split == split for shard in manifest.shards):
             _check_split(folder, manifest, split, inspection, frames_csv)
     inspection.problems += _find_overlaps(manifest.recordings)
@@ -163,7 +163,7 @@ def _check_split(folder: Path, manifest: Manifest, split: str, inspection: Inspe
             for t, levels in enumerate(segment.frames.tolist(), segment.first_frame):
                 frames_csv.writerow([split, segment.recording, t, *levels])
     inspection.problems += damaged
-    expected = [(r["name"], r["first_frame"], r["frames"]) for r in manifest.recordings if r["split"] == split]
+    expected = [(r["name"], r["first_frame"], r["frames"]) for r in manifest.of_split(split)]
     # A damaged shard has been reported already, and its frames are missing here.
     if found != expected and not damaged:
         counts = (f"{len(found)} recordings", f"{len(expected)}")
@@ -240,15 +240,16 @@ def describe(folder: Path, manifest: Manifest, inspection: Inspection) -> list[s
     mode = manifest.mode
     lines = [f"{folder}: mode {mode.name}, {mode.num_fields} fields, {mode.bits} bits per frame of {mode.frame_ms} ms"]
     for split, statistics in inspection.splits.items():
-        names = {r["name"] for r in manifest.recordings if r["split"] == split}
+        names = {recording["name"] for recording in manifest.of_split(split)}
         frames = max(1, statistics.frames)
         order = "" if statistics.disordered is None else f", {statistics.disordered / frames:.3%} LSPs out of order"
         lines.append(
             f"{split:<10} {statistics.frames / mode.frames_per_second / 3600:8.3f} h, {statistics.frames:,} frames, "
             f"{len(names)} recordings, {statistics.voiced / frames:.1%} voiced{order}"
         )
-    if any(statistics.frames for statistics in inspection.splits.values()):
-        lines += _describe_fields(mode, list(inspection.splits.values()))
+    described = [statistics for split, statistics in inspection.splits.items() if split in SPLITS]
+    if any(statistics.frames for statistics in described):
+        lines += _describe_fields(mode, described)
     for recording in manifest.recordings:
         if recording["first_frame"] == 0 and recording.get("energy_at_ceiling", 0) > TOO_LOUD:
             lines.append(

@@ -4,6 +4,8 @@ Encoding takes most of the time of preprocessing, so a recording is cut into chu
 order. Cuts are at multiples of the chunk length, whatever the number of workers. Each chunk starts with the PCM of
 `mode.warmup_frames` frames of the previous chunk, whose packets are discarded. In modes with local encoding, the
 packets are those of one encoder that reads the whole recording.
+
+The same speech encoded from a fraction of a frame later gives other frames: for training they are like more speech.
 """
 
 from collections.abc import Iterable, Iterator
@@ -60,12 +62,26 @@ def cut_chunks(blocks: Iterable[np.ndarray], mode: Mode, chunk_frames: int) -> I
         yield Chunk(index, warmup, buffer[: whole * step])
 
 
-def encode_chunk(pcm: np.ndarray, warmup_frames: int, mode: Mode) -> bytes:
-    """Return the packets of a chunk's PCM, without those of its warm-up."""
-    return encode_pcm(pcm, mode)[warmup_frames * mode.packet_bytes :]
+def encode_chunk(pcm: np.ndarray, warmup_frames: int, mode: Mode, shifts: int = 1) -> list[bytes]:
+    """Return the packets of a chunk's PCM, without those of its warm-up, once per shift.
+
+    Args:
+        pcm: int16 (N,) at 8 kHz, a whole number of frames.
+        warmup_frames: number of frames at its beginning that belong to the previous chunk.
+        mode: Codec 2 mode.
+        shifts: how many times to encode. Encoding k of n starts k/n of a frame earlier than encoding 0. Nothing comes
+            before the first chunk of a recording: there encodings 1 to n - 1 start with the second frame, so they have
+            one frame less, and frame i starts (1 - k/n) of a frame after frame i of encoding 0.
+    """
+    step = mode.pcm_per_frame
+    packets = [encode_pcm(pcm, mode)[warmup_frames * mode.packet_bytes :]]
+    for k in range(1, shifts):
+        shifted = encode_pcm(pcm[step - step * k // shifts :], mode)
+        packets.append(shifted[max(0, warmup_frames - 1) * mode.packet_bytes :])
+    return packets
 
 
 def encode_recording(blocks: Iterable[np.ndarray], mode: Mode, chunk_frames: int) -> bytes:
     """Return the packets of a whole recording, encoded in this process, equal to those of the preprocessing job."""
     chunks = cut_chunks(blocks, mode, chunk_frames)
-    return b"".join(encode_chunk(chunk.pcm, chunk.warmup_frames, mode) for chunk in chunks)
+    return b"".join(encode_chunk(chunk.pcm, chunk.warmup_frames, mode)[0] for chunk in chunks)

@@ -94,11 +94,11 @@ def read(path: Path) -> tuple[str, float]:
     """Return the cause of a refused recording, or "", and the seconds that were read."""
     source = Source(path.stem, path, None, path.stat().st_size, is_encoded=path.suffix == ".c2")
     seconds, cause = 0.0, "nothing was read"
-    for message in decode_recording(source, path.parent, MODE, 0.0, 250, {}):
+    for message in decode_recording(source, path.parent, MODE, 1, 0.0, 250, {}):
         match message:
             case ChunkHeader():
                 seconds += message.frames / MODE.frames_per_second
-            case Packets(packets):
+            case Packets([packets]):
                 seconds += len(packets) / MODE.packet_bytes / MODE.frames_per_second
             case Decoded():
                 cause = ""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from babble.codec.frames import Mode
 from babble.data.loaders import SHUFFLE_SHARDS, DataConfig, FrameSource, HeldFrames, Loader, count_batches
 from babble.data.plans import Plan, ShardWindowPlan, Share, StreamPlan, WindowPlan
-from babble.data.shards import SEGMENT_FRAMES, Segment, map_split, open_shards, read_recordings, read_split
+from babble.data.shards import SEGMENT_FRAMES, SHIFTED, Segment, map_split, open_shards, read_recordings, read_split
 from babble.data.streaming import ShardFrames, find_segments, sample_recordings
 
 
@@ -40,8 +40,10 @@ class SpeechData(pl.LightningDataModule):
         self.folder, self.manifest = open_shards(config.shards)
         self.train_recordings: list[Segment] = []
         self.validation_recordings: list[Segment] = []
-        self._segments = find_segments(self.manifest, "train") if config.holding == "shards" else []
-        self._lengths = [segment.frames for segment in self._segments] or self.manifest.split_lengths("train")
+        # What is trained on. Baselines and descriptions are of the recordings themselves.
+        self._training = self.manifest.with_shifted()
+        self._segments = find_segments(self._training, "train") if config.holding == "shards" else []
+        self._lengths = [segment.frames for segment in self._segments] or self._training.split_lengths("train")
         self._source: FrameSource | None = None
         self._loader: Loader | None = None
         self._resumed: dict[str, int] | None = None
@@ -77,14 +79,15 @@ class SpeechData(pl.LightningDataModule):
             self.train_recordings = sample_recordings(self.folder, self.manifest, "train")
             self._source = self._open_shard_frames()
         else:
-            frames, self.train_recordings = self._read_training_split()
+            frames, recordings = self._read_training_split()
+            self.train_recordings = recordings[: len(self.manifest.split_lengths("train"))]
             self._source = HeldFrames(frames)
         self.validation_recordings = read_recordings(self.folder, self.manifest, "validation")
 
     def _read_training_split(self) -> tuple[np.ndarray, list[Segment]]:
         if self.config.holding == "mapped":
             try:
-                return map_split(self.folder, self.manifest, "train")
+                return map_split(self.folder, self._training, "train")
             except OSError as error:
                 # The same frames, in more memory: no reason to refuse a read-only folder.
                 print(
@@ -92,10 +95,10 @@ class SpeechData(pl.LightningDataModule):
                     "them in its own memory. Copy the shards to a writable folder to share it.",
                     file=sys.stderr,
                 )
-        return read_split(self.folder, self.manifest, "train")
+        return read_split(self.folder, self._training, "train")
 
     def _open_shard_frames(self) -> ShardFrames:
-        shards = [shard for shard in self.manifest.shards if shard.split == "train"]
+        shards = [shard for shard in self._training.shards if shard.split == "train"]
         if self.config.reading == "windows":
             max_entries = self._shuffle_shards * max(shard.entries for shard in shards)
         else:
@@ -113,7 +116,7 @@ class SpeechData(pl.LightningDataModule):
         windows = (config.window_frames, config.frames_between_windows)
         if config.holding != "shards":
             return WindowPlan(self._lengths, *windows, share)
-        by_shard: list[list[int]] = [[] for shard in self.manifest.shards if shard.split == "train"]
+        by_shard: list[list[int]] = [[] for shard in self._training.shards if shard.split == "train"]
         for segment in self._segments:
             by_shard[segment.shard].append(segment.frames)
         return ShardWindowPlan(by_shard, *windows, self._shuffle_shards, share)
@@ -129,9 +132,11 @@ class SpeechData(pl.LightningDataModule):
         hour = frames_per_second * 3600
         unused = sum(length for length in self._lengths if length <= config.window_frames) / hour
         segments = "segments, read from the shards" if self._segments else "recordings"
+        again = f" and, shifted, {self.manifest.split_frames(SHIFTED) / hour:.2f} h" if self.manifest.shifted else ""
         chunks = "chunks" if config.reading == "streams" else "windows"
         return (
-            f"{sum(self._lengths) / hour:.2f} h of training speech ({len(self._lengths)} {segments}), "
+            f"{self.manifest.split_frames('train') / hour:.2f} h of training speech{again} ({len(self._lengths)} "
+            f"{segments}), "
             f"{self._make_plan().num_windows:,} {chunks} of {config.window_frames} frames "
             f"({config.window_frames / frames_per_second:g} s)"
             + (f", {unused:.3f} h unused because shorter" if unused else "")

@@ -5,6 +5,7 @@ A folder of shards holds
     manifest.json        what the folder contains, from which recordings and settings; written last
     train-000000.tar     entries KEY.c2 (header and packets: unpack it and c2dec plays it) and KEY.json
     validation-000000.tar ...
+    shifted-000000.tar   the training recordings, encoded again from fractions of a frame earlier, if there are any
 
 and, of interest only to a later preprocessing of the same sources, report.txt and sources.json.
 
@@ -43,6 +44,8 @@ MANIFEST = "manifest.json"
 # Folder inside the shards, for the work in progress of preprocessing.
 STAGING = ".partial"
 SPLITS: tuple[str, ...] = get_args(Split)
+# Takes the place of a split's name: the training recordings, encoded again. It is for training only.
+SHIFTED = "shifted"
 # WebDataset reads 7.4 million frames per second in entries of 1,500 frames, and 1.1 million in entries of 200.
 SEGMENT_FRAMES = 1500
 
@@ -86,6 +89,7 @@ class Manifest:
         shards: facts of each tar in reading order.
         failures: sources that could not be read: name and cause.
         duplicates: recordings left out because they repeat others: at least name, of and seconds.
+        shifted: name, split, first_frame and frames of each training recording that was encoded again.
     """
 
     mode: Mode
@@ -94,10 +98,20 @@ class Manifest:
     shards: list[ShardFacts]
     failures: list[dict[str, str]]
     duplicates: list[dict[str, Any]] = field(default_factory=list)
+    shifted: list[dict[str, Any]] = field(default_factory=list)
+
+    def of_split(self, split: str) -> list[dict[str, Any]]:
+        """Return the facts of each recording in a split."""
+        return [recording for recording in (*self.recordings, *self.shifted) if recording["split"] == split]
 
     def split_lengths(self, split: str) -> list[int]:
         """Return the number of frames of each recording in a split."""
-        return [recording["frames"] for recording in self.recordings if recording["split"] == split]
+        return [recording["frames"] for recording in self.of_split(split)]
+
+    def with_shifted(self) -> "Manifest":
+        """Return this manifest with the recordings that were encoded again in the training split."""
+        shards = [replace(shard, split="train") if shard.split == SHIFTED else shard for shard in self.shards]
+        return replace(self, shards=shards, shifted=[{**recording, "split": "train"} for recording in self.shifted])
 
     def split_frames(self, split: str) -> int:
         """Return the number of frames in a split."""
@@ -123,7 +137,7 @@ def write_shards(
 
     Args:
         folder: an existing folder.
-        split: one of `SPLITS`.
+        split: one of `SPLITS`, or `SHIFTED`.
         recordings: whole recordings, or the segments of them that belong to this split, in manifest order.
         mode: the mode of every frame.
         entries_per_shard: entries per tar; the last tar holds the rest.
@@ -172,6 +186,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             "shards": [asdict(shard) for shard in manifest.shards],
             "failures": manifest.failures,
             "duplicates": manifest.duplicates,
+            "shifted": manifest.shifted,
         },
     )
 
@@ -209,8 +224,16 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: {len(missing)} of {len(shards)} shards in its manifest are missing, the first is {missing[0]}. "
             "Copy it again, or preprocess to a new folder."
         )
-    recordings, failures, duplicates = value["recordings"], value["failures"], value.get("duplicates", [])
-    return Manifest(get_mode(value["mode"]), value["settings"], recordings, shards, failures, duplicates)
+    return Manifest(
+        get_mode(value["mode"]),
+        value["settings"],
+        value["recordings"],
+        shards,
+        value["failures"],
+        # Not in manifests of earlier versions.
+        value.get("duplicates", []),
+        value.get("shifted", []),
+    )
 
 
 def hash_manifest(folder: Path) -> str:
@@ -385,7 +408,7 @@ def map_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray,
 
 
 def _view_recordings(frames: np.ndarray, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Segment]]:
-    facts = [recording for recording in manifest.recordings if recording["split"] == split]
+    facts = manifest.of_split(split)
     ends = np.cumsum(manifest.split_lengths(split))
     return frames, [
         Segment(fact["name"], fact["first_frame"], frames[end - fact["frames"] : end])

@@ -23,6 +23,9 @@ class PreprocessConfig:
         sources: Files, folders and zips of recordings.
         out: Folder for the shards, outside the sources.
         mode: Codec 2 mode.
+        shifts: How many times to encode each recording for training, each time from a fraction of a frame earlier. All
+            fields differ, so it is like training on more speech, and even hours of it gain. Encoding takes as many
+            times longer; with thousands of hours, 1 is enough.
         gain_db: Gain applied to every recording before encoding, in dB, -60 to 60.
         split: Which recordings are for validation and test.
         chunk_seconds: Length of the chunks that are encoded in parallel, in seconds, 1 to 1200. Before each chunk 8
@@ -40,6 +43,7 @@ class PreprocessConfig:
     sources: tuple[Path, ...] = ()
     out: Path | None = None
     mode: Literal["3200", "2400", "1600", "1400", "1300", "1200", "700C"] = "1300"
+    shifts: int = 4
     gain_db: float = 0.0
     split: SplitConfig = field(default_factory=SplitConfig)
     chunk_seconds: int = 300
@@ -62,7 +66,7 @@ class PreprocessConfig:
             raise ValueError(f"--chunk-seconds {self.chunk_seconds}: must be from 1 to {MAX_CHUNK_SECONDS}.")
         if not -60 <= self.gain_db <= 60:
             raise ValueError(f"--gain-db {self.gain_db:g}: must be from -60 to 60.")
-        for name, least in (("entries_per_shard", 1), ("max_failures", 0), ("workers", 1), ("nodes", 1)):
+        for name, least in (("shifts", 1), ("entries_per_shard", 1), ("max_failures", 0), ("workers", 1), ("nodes", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
@@ -89,5 +93,5 @@ class PreprocessConfig:
     def output_settings(self) -> dict[str, Any]:
         """The settings that change the bytes of the shards. One folder can't hold shards of two different settings."""
         values = config_to_dict(self)
-        kept = {key: values[key] for key in ("mode", "gain_db", "split", "chunk_seconds", "entries_per_shard")}
-        return {**kept, "mode": get_mode(self.mode).name}
+        names = ("mode", "shifts", "gain_db", "split", "chunk_seconds", "entries_per_shard")
+        return {**{name: values[name] for name in names}, "mode": get_mode(self.mode).name}

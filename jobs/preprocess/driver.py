@@ -1,7 +1,7 @@
 """The driver of the Ray tasks: it starts them, receives their messages, and stages what they encode.
 
     with running_ray(config) as cores:
-        encoded = Driver(sources, staging, config, cores, progress).run()
+        encoded = Driver(sources, held_out, staging, config, cores, progress).run()
 
 A recording is opened, or read on, only while the encoders need chunks, so memory does not grow with the length or the
 number of the recordings.
@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +47,7 @@ class _Recording:
     """A recording whose tasks are running; `decoded` is set once all its chunks are with the encoders."""
 
     source: Source
+    shifts: int
     sha256: str = ""
     encoding: int = 0
     decoded: Decoded | None = None
@@ -92,6 +93,7 @@ class Driver:
 
     Args:
         sources: the recordings.
+        held_out: names of those that are not for training, which are encoded once.
         staging: where packets are kept.
         config: settings of the encoding.
         cores: cores of Ray to use.
@@ -99,11 +101,17 @@ class Driver:
     """
 
     def __init__(
-        self, sources: list[Source], staging: Staging, config: PreprocessConfig, cores: int, progress: Progress
+        self,
+        sources: list[Source],
+        held_out: Container[str],
+        staging: Staging,
+        config: PreprocessConfig,
+        cores: int,
+        progress: Progress,
     ) -> None:
         self._staging, self._progress = staging, progress
-        self._mode = get_mode(config.mode)
-        self._decode_settings = (self._mode, config.gain_db, config.chunk_seconds * self._mode.frames_per_second)
+        self._mode, self._shifts, self._held_out = get_mode(config.mode), config.shifts, held_out
+        self._decode_settings = (config.gain_db, config.chunk_seconds * self._mode.frames_per_second)
         # Typed as Any: ray.remote's overloads lack streaming and back-pressure.
         remote: Any = ray.remote
         self._decode = remote(
@@ -154,8 +162,9 @@ class Driver:
         staged = self._staging.list_staged(source.name)
         # A worker on another node has another working directory.
         absolute = replace(source, path=source.path.absolute())
-        stream = self._decode.remote(absolute, self._staging.scratch.absolute(), *self._decode_settings, staged)
-        self._decoding[stream] = _Recording(source)
+        scratch, shifts = self._staging.scratch.absolute(), 1 if source.name in self._held_out else self._shifts
+        stream = self._decode.remote(absolute, scratch, self._mode, shifts, *self._decode_settings, staged)
+        self._decoding[stream] = _Recording(source, shifts)
 
     def _receive_message(self, stream: Any) -> None:
         recording = self._decoding[stream]
@@ -180,7 +189,7 @@ class Driver:
                 self._result.staged_seconds += staged
                 self._progress.add(staged, is_staged=True)
             case ChunkHeader() as chunk:
-                handle = self._encode.remote(next(stream), chunk.warmup_frames, self._mode)
+                handle = self._encode.remote(next(stream), chunk.warmup_frames, self._mode, recording.shifts)
                 self._encoding[handle] = (recording, chunk)
                 recording.encoding += 1
             case Packets(packets):
@@ -197,7 +206,7 @@ class Driver:
         recording, chunk = self._encoding.pop(handle)
         recording.encoding -= 1
         try:
-            packets: bytes = ray.get(handle)
+            packets: list[bytes] = ray.get(handle)
         except OutOfDiskError as error:
             raise CommandError(disk_full_message(_first_line(error))) from None
         except RayTaskError:
@@ -206,13 +215,13 @@ class Driver:
         except RayError as error:
             self._fail(recording, f"the process that encoded it died: {_first_line(error)}")
             return
-        assert len(packets) == chunk.frames * self._mode.packet_bytes
+        assert len(packets[0]) == chunk.frames * self._mode.packet_bytes
         self._keep(recording, chunk.index, packets)
         self._finish_if_whole(recording)
 
-    def _keep(self, recording: _Recording, index: int, packets: bytes) -> None:
+    def _keep(self, recording: _Recording, index: int, packets: list[bytes]) -> None:
         self._staging.write_chunk(recording.source.name, recording.sha256, index, packets)
-        seconds = self._seconds(len(packets))
+        seconds = self._seconds(len(packets[0]))
         self._result.seconds += seconds
         self._progress.add(seconds)
 

@@ -76,7 +76,7 @@ def preprocess(config: PreprocessConfig) -> None:
     try:
         if share is None:
             _encode_and_write(config, found, matched)
-        elif _encode_share(config, found.sources, share):
+        elif _encode_share(config, found.sources, matched, share):
             with contextlib.suppress(FileInUse):  # By a share that ended at the same time, and writes the shards.
                 _encode_and_write(config, found, matched)
     except KeyboardInterrupt:
@@ -94,7 +94,7 @@ def _encode_and_write(config: PreprocessConfig, found: Found, matched: dict[str,
             # Since this share ended, another one has written the shards and removed the staging.
             shutil.rmtree(staging.folder)
             return
-        encoded = _encode(config, found.sources, staging)
+        encoded = _encode(config, found.sources, matched, staging)
         try:
             _write(config, found, matched, encoded, staging)
         except CommandError:
@@ -102,12 +102,14 @@ def _encode_and_write(config: PreprocessConfig, found: Found, matched: dict[str,
             raise
 
 
-def _encode_share(config: PreprocessConfig, sources: list[Source], share: tuple[int, int]) -> bool:
+def _encode_share(
+    config: PreprocessConfig, sources: list[Source], matched: dict[str, Split] | None, share: tuple[int, int]
+) -> bool:
     """Stage one share of the recordings; return whether all shares are finished."""
     assert config.out is not None
     index, shares = share
     with open_staging(config.out, config.output_settings, share) as staging:
-        _encode(config, sources[index::shares], staging)
+        _encode(config, sources[index::shares], matched, staging)
         staging.mark_share(index, shares)
         missing = staging.missing_shares(shares)
     state = f"waiting for shares {', '.join(map(str, missing))}" if missing else "all shares are finished"
@@ -115,17 +117,20 @@ def _encode_share(config: PreprocessConfig, sources: list[Source], share: tuple[
     return not missing
 
 
-def _encode(config: PreprocessConfig, sources: list[Source], staging: Staging) -> Encoded:
+def _encode(
+    config: PreprocessConfig, sources: list[Source], matched: dict[str, Split] | None, staging: Staging
+) -> Encoded:
     """Stage what is not staged yet."""
     # Imported here, as it imports Ray, which takes seconds and which a finished folder does not need.
     from jobs.preprocess.driver import Driver, running_ray
 
+    held_out = {name for name, split in (matched or {}).items() if split != "train"}
     start = time.monotonic()
     with running_ray(config) as cores:
         ready = time.monotonic()
         progress = Progress(sources)
         try:
-            encoded = Driver(sources, staging, config, cores, progress).run()
+            encoded = Driver(sources, held_out, staging, config, cores, progress).run()
         finally:
             progress.close()
         end = time.monotonic()

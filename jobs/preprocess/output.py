@@ -8,7 +8,17 @@ import numpy as np
 
 from babble.cli import CommandError
 from babble.codec.frames import Mode, unpack_packets
-from babble.data.shards import MANIFEST, SPLITS, STAGING, Manifest, Segment, read_manifest, write_manifest, write_shards
+from babble.data.shards import (
+    MANIFEST,
+    SHIFTED,
+    SPLITS,
+    STAGING,
+    Manifest,
+    Segment,
+    read_manifest,
+    write_manifest,
+    write_shards,
+)
 from babble.files import read_json, write_json
 from babble.run_folder import RunFolder
 from jobs.preprocess.report import REPORT
@@ -181,14 +191,29 @@ def write_folder(
                 frames = unpack_packets(packets, mode)[segment.first_frame : segment.first_frame + segment.frames]
                 yield Segment(segment.recording, segment.first_frame, frames)
 
+    def read_shifted() -> Iterator[Segment]:
+        for shift in range(1, settings["shifts"]):
+            for segment in segments:
+                if segment.split == "train":
+                    packets = staging.read_packets(segment.recording, facts[segment.recording]["sha256"], shift)
+                    # A frame of a shifted recording reaches into the next one: the last one would be of another split.
+                    end = segment.first_frame + segment.frames - 1
+                    frames = unpack_packets(packets, mode)[segment.first_frame : end]
+                    if len(frames):
+                        name, first = f"{segment.recording} (shift {shift})", segment.first_frame
+                        shifted.append({"name": name, "split": SHIFTED, "first_frame": first, "frames": len(frames)})
+                        yield Segment(name, first, frames)
+
     # A folder with a manifest is finished, so the manifest is removed first, together with shards of an earlier run
     # that accepted more recordings.
     (out / MANIFEST).unlink(missing_ok=True)
-    for split in SPLITS:
+    for split in (*SPLITS, SHIFTED):
         for shard in out.glob(f"{split}-*.tar"):
             shard.unlink()
     entries = settings["entries_per_shard"]
     shards = [shard for split in SPLITS for shard in write_shards(out, split, read_split(split), mode, entries)]
+    shifted: list[dict[str, Any]] = []
+    shards += write_shards(out, SHIFTED, read_shifted(), mode, entries)
     recordings = []
     for segment in segments:
         about = {key: value for key, value in facts[segment.recording].items() if key != "frames"}
@@ -205,6 +230,6 @@ def write_folder(
         for duplicate in duplicates
         if duplicate.is_left_out
     ]
-    manifest = Manifest(mode, settings, recordings, shards, causes, left_out)
+    manifest = Manifest(mode, settings, recordings, shards, causes, left_out, shifted)
     write_manifest(out, manifest)
     return manifest

@@ -9,7 +9,7 @@ import numpy as np
 
 from babble.cli import config_to_dict
 from babble.codec.frames import unpack_packets
-from babble.data.shards import MANIFEST, SPLITS, Manifest
+from babble.data.shards import MANIFEST, SHIFTED, SPLITS, Manifest
 from babble.files import write_bytes
 from babble.training.wandb_run import open_wandb
 from jobs.preprocess.config import PreprocessConfig
@@ -19,7 +19,7 @@ from preprocessing.kinds import FRAME_KINDS
 from preprocessing.sources import Found
 
 REPORT = "report.txt"
-# Below this many hours for training, configs/demo.yaml, which reads all of it 32 times, is quick enough on a laptop.
+# Below this many hours for training, configs/demo.yaml, which reads all of it 8 times, is quick enough on a laptop.
 DEMO_HOURS = 2.0
 # Source: the times in the headers of the configs; configs/demo.yaml takes 3 minutes for 0.32 hours.
 GPU_TIME, CPU_TIME, DEMO_MINUTES_PER_HOUR = "about ten minutes on one large GPU", "about one hour on two CPU cores", 10
@@ -35,6 +35,12 @@ def describe(out: Path, manifest: Manifest, encoded: Encoded) -> list[str]:
         lines.append(
             f"  {split:<10} {manifest.split_hours(split):7.2f} h, {manifest.split_frames(split):,} frames, "
             f"{len(recordings)} recordings, {len(shards)} shards, {size / 1e6:.1f} MB"
+        )
+    if manifest.shifted:
+        times = manifest.settings["shifts"] - 1
+        lines.append(
+            f"  {SHIFTED:<10} {manifest.split_hours(SHIFTED):7.2f} h: the training recordings, encoded {times} more "
+            f"{'times' if times > 1 else 'time'} from fractions of a frame earlier"
         )
     if not manifest.split_frames("train"):
         lines.append("  no recordings for training: these shards are for evaluation only")

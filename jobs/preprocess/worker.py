@@ -11,13 +11,15 @@ import errno
 import hashlib
 import signal
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from babble.codec.codec2 import parse_c2, parse_c2cb
+from babble.codec.codec2 import decode_packets, parse_c2, parse_c2cb
 from babble.codec.frames import Mode, pack_packets
 from jobs.preprocess.staging import Staged
 from preprocessing.audio import MIN_SECONDS, open_recording
@@ -51,9 +53,9 @@ class ChunkHeader:
 
 @dataclass(frozen=True)
 class Packets:
-    """All packets of a recording that is Codec 2 already."""
+    """All packets of a recording that is Codec 2 already, once per shift."""
 
-    packets: bytes
+    packets: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,13 @@ Message = Opened | ChunkHeader | Packets | Decoded | Failed | DiskFull
 
 
 def decode_recording(
-    source: Source, scratch: Path, mode: Mode, gain_db: float, chunk_frames: int, staged: Mapping[str, Staged]
+    source: Source,
+    scratch: Path,
+    mode: Mode,
+    shifts: int,
+    gain_db: float,
+    chunk_frames: int,
+    staged: Mapping[str, Staged],
 ) -> Iterator[Message | np.ndarray]:
     """Yield a recording as messages, each `ChunkHeader` followed by the chunk's pcm.
 
@@ -93,13 +101,14 @@ def decode_recording(
         source: the recording.
         scratch: folder for unpacking a zip's member.
         mode: Codec 2 mode.
+        shifts: how many times a recording is encoded.
         gain_db: gain before the pcm is rounded to int16, in dB.
         chunk_frames: frames per chunk.
         staged: what earlier runs have staged, by the sha256 of the recording's file.
     """
     try:
         with open_source(source, scratch) as path:
-            yield from _decode_file(source, path, mode, gain_db, chunk_frames, staged)
+            yield from _decode_file(source, path, mode, shifts, gain_db, chunk_frames, staged)
     except BadRecording as bad:
         yield Failed(str(bad))
     except OSError as error:
@@ -112,7 +121,13 @@ def decode_recording(
 
 
 def _decode_file(
-    source: Source, path: Path, mode: Mode, gain_db: float, chunk_frames: int, staged: Mapping[str, Staged]
+    source: Source,
+    path: Path,
+    mode: Mode,
+    shifts: int,
+    gain_db: float,
+    chunk_frames: int,
+    staged: Mapping[str, Staged],
 ) -> Iterator[Message | np.ndarray]:
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -123,7 +138,7 @@ def _decode_file(
     elif source.is_encoded:
         packets = _read_packets(path, source, mode)
         yield Opened(sha256, len(packets) // mode.packet_bytes / mode.frames_per_second)
-        yield Packets(packets)
+        yield Packets([packets, *_encode_shifted(packets, mode, shifts)])
         yield Decoded({"kind": "Codec 2"})
     else:
         with open_recording(path, gain_db) as recording:
@@ -160,16 +175,26 @@ def _read_packets(path: Path, source: Source, mode: Mode) -> bytes:
     return packets
 
 
+def _encode_shifted(packets: bytes, mode: Mode, shifts: int) -> list[bytes]:
+    """Return packets, decoded and encoded again from fractions of a frame earlier."""
+    if shifts == 1:
+        return []
+    # In a process of its own: decoded PCM depends on what the process has decoded before.
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        pcm = fresh.submit(decode_packets, packets, mode).result()
+    return encode_chunk(pcm, 0, mode, shifts)[1:]
+
+
 def decode_in_ray(*args: Any) -> Iterator[Message | np.ndarray]:
     """Run `decode_recording` as a Ray task."""
     _ignore_ctrl_c()
     yield from decode_recording(*args)
 
 
-def encode_in_ray(pcm: np.ndarray, warmup_frames: int, mode: Mode) -> bytes:
+def encode_in_ray(pcm: np.ndarray, warmup_frames: int, mode: Mode, shifts: int) -> list[bytes]:
     """Run `encode_chunk` as a Ray task."""
     _ignore_ctrl_c()
-    return encode_chunk(pcm, warmup_frames, mode)
+    return encode_chunk(pcm, warmup_frames, mode, shifts)
 
 
 def _ignore_ctrl_c() -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from babble.data.datamodule import SpeechData
 from babble.data.loaders import Batch, DataConfig, HeldFrames, Loader
 from babble.data.plans import Share, WindowPlan
-from babble.data.shards import Manifest, read_manifest, read_recordings, write_manifest
+from babble.data.shards import (
+    SHIFTED,
+    Manifest,
+    Segment,
+    read_manifest,
+    read_recordings,
+    write_manifest,
+    write_shards,
+)
 
 
 def make_loader(per_epoch: int | None = None, batch: int = 4) -> Loader:
@@ -81,6 +90,38 @@ def test_the_description_counts_windows_and_unused_hours(speech_shards: Path) ->
         "0.02 h of training speech (2 recordings), 2 windows of 900 frames (36 s), 0.008 h unused because shorter; "
         "0.01 h of validation speech"
     )
+
+
+@pytest.fixture(scope="module")
+def shifted_shards(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shards, with both training recordings once more."""
+    folder = shutil.copytree(speech_shards, tmp_path_factory.mktemp("shifted") / "shards")
+    manifest = read_manifest(folder)
+    again = [
+        Segment(f"{recording.recording} (shift 1)", 0, recording.frames[1:])
+        for recording in read_recordings(folder, manifest, "train")
+    ]
+    shards = [*manifest.shards, *write_shards(folder, SHIFTED, again, manifest.mode, 16)]
+    rows = [{"name": r.recording, "split": SHIFTED, "first_frame": 0, "frames": len(r.frames)} for r in again]
+    write_manifest(folder, replace(manifest, shards=shards, shifted=rows))
+    return folder
+
+
+@pytest.mark.parametrize("holding", ["memory", "mapped", "shards"])
+@pytest.mark.parametrize("reading", ["windows", "streams"])
+def test_training_reads_shifted_recordings_too(reading: str, holding: str, shifted_shards: Path, tmp_path: Path):
+    shards = shutil.copytree(shifted_shards, tmp_path / "shards")
+    data = make_data(shards, reading=reading, window_frames=50, batch_size=4, holding=holding)
+    manifest = read_manifest(shards)
+    assert [r.recording for r in data.train_recordings] == ["allison-01", "allison-02"]
+    recordings = read_recordings(shards, manifest.with_shifted(), "train")
+    assert [len(r.frames) for r in recordings] == [1000, 750, 999, 749]
+    real = {r.frames[start : start + 51].tobytes() for r in recordings for start in range(len(r.frames) - 50)}
+    windows = [window for batch in data.train_dataloader() for window in batch.frames.numpy().astype(np.uint8)]
+    assert {window.tobytes() for window in windows} <= real
+    # Nothing but the training reads them.
+    assert manifest.split_lengths("train") == [1000, 750]
+    assert "0.02 h of training speech and, shifted, 0.02 h (4 " in data.describe()
 
 
 def keep_split(shards: Path, folder: Path, split: str) -> Path:

@@ -149,7 +149,7 @@ def test_the_next_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_decoder_yields_the_chunks_that_are_not_staged(tmp_path: Path) -> None:
-    messages = list(decode_recording(SOURCE, tmp_path, M1300, 0.0, 2000, {}))
+    messages = list(decode_recording(SOURCE, tmp_path, M1300, 1, 0.0, 2000, {}))
     opened, *chunks, decoded = messages
     assert isinstance(opened, Opened)
     assert opened.seconds == pytest.approx(191.83, abs=0.01)
@@ -160,10 +160,10 @@ def test_a_decoder_yields_the_chunks_that_are_not_staged(tmp_path: Path) -> None
     assert decoded.facts["seconds"] == 191.828625
 
     staged = {opened.sha256: worker.Staged(frozenset({0, 2}))}
-    again = list(decode_recording(SOURCE, tmp_path, M1300, 0.0, 2000, staged))
+    again = list(decode_recording(SOURCE, tmp_path, M1300, 1, 0.0, 2000, staged))
     assert [message for message in again if isinstance(message, ChunkHeader)] == [ChunkHeader(1, 8, 2000)]
     whole = {opened.sha256: worker.Staged(frozenset({0, 1, 2}), is_whole=True)}
-    assert list(decode_recording(SOURCE, tmp_path, M1300, 0.0, 2000, whole)) == [
+    assert list(decode_recording(SOURCE, tmp_path, M1300, 1, 0.0, 2000, whole)) == [
         Opened(opened.sha256, None),
         Decoded(None),
     ]
@@ -184,7 +184,7 @@ def test_an_error_of_any_kind_ends_one_recording(
         raise error
 
     monkeypatch.setattr(worker, "open_recording", fail)
-    assert list(decode_recording(SOURCE, tmp_path, M1300, 0.0, 50, {})) == [message]
+    assert list(decode_recording(SOURCE, tmp_path, M1300, 1, 0.0, 50, {})) == [message]
 
 
 def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> 
         "import re, sys; from pathlib import Path; from jobs.preprocess.worker import *\n"
         "from babble.codec.frames import get_mode\n"
         "source = Source('a', Path(sys.argv[1]), None, 0)\n"
-        "for message in decode_recording(source, Path('.'), get_mode('1300'), 0.0, 1500, {}): pass\n"
+        "for message in decode_recording(source, Path('.'), get_mode('1300'), 1, 0.0, 1500, {}): pass\n"
         "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]\n"
         "print(int(peak) // 1024, message.facts['seconds'])"
     )

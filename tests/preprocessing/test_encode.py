@@ -97,4 +97,17 @@ def test_a_read_only_chunk_as_ray_returns_it_is_encoded(speech: np.ndarray) -> N
     mode = get_mode("1300")
     pcm = speech[: 320 * 50].copy()
     pcm.flags.writeable = False
-    assert encode_chunk(pcm, 8, mode) == encode_pcm(pcm, mode)[8 * 7 :]
+    assert encode_chunk(pcm, 8, mode) == [encode_pcm(pcm, mode)[8 * 7 :]]
+
+
+@pytest.mark.parametrize("shifts", [2, 4])
+@pytest.mark.parametrize("mode", LOCAL, ids=lambda mode: mode.name)
+def test_shifted_chunks_give_the_packets_of_later_speech(mode: Mode, shifts: int, speech: np.ndarray) -> None:
+    chunks = list(cut_chunks([speech], mode, 7 * mode.frames_per_second))
+    encoded = [encode_chunk(chunk.pcm, chunk.warmup_frames, mode, shifts) for chunk in chunks]
+    whole = speech[: len(speech) // mode.pcm_per_frame * mode.pcm_per_frame]
+    for k in range(shifts):
+        later = mode.pcm_per_frame * (shifts - k) // shifts if k else 0
+        assert b"".join(packets[k] for packets in encoded) == encode_pcm(whole[later:], mode)
+    frames = [unpack_packets(b"".join(packets[k] for packets in encoded), mode) for k in range(shifts)]
+    assert (frames[0][1:] != frames[1]).mean() > 0.2
