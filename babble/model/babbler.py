@@ -41,6 +41,7 @@ class ModelConfig:
     Attributes:
         inputs: scaled: each field divided by its highest level, as in 2017. embedded: the sum of one learned vector
             per field, looked up by its level; needed for modes with label fields.
+        embedding_size: Size of the vector of an embedded input.
         cell: Cell of the recurrent layers.
         num_layers: Number of recurrent layers.
         units: Hidden units per recurrent layer.
@@ -49,22 +50,25 @@ class ModelConfig:
             frame (Zaremba et al. 2014).
         head: Layer that predicts the next frame. autoregressive: each field given the previous fields of the frame.
             categorical, mixture: each field independently. regression: the head of 2017, without a likelihood.
+        head_units: Hidden units of the autoregressive head, which all fields share; the other heads have none.
         frames_ahead: Number of following frames predicted in training, each by its own head; 1 is the next frame only.
             The additional heads are not used in generation.
     """
 
     inputs: Literal["scaled", "embedded"] = "embedded"
+    embedding_size: int = 64
     cell: Cell = "lstm"
     num_layers: int = 3
     units: int = 320
     skips: bool = False
     dropout: float = 0.0
     head: HeadName = "autoregressive"
+    head_units: int = 512
     frames_ahead: int = 1
 
     def __post_init__(self) -> None:
         """Validate sizes."""
-        for key in ("num_layers", "units", "frames_ahead"):
+        for key in ("embedding_size", "num_layers", "units", "head_units", "frames_ahead"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)}: must be at least 1.")
         if not 0 <= self.dropout < 1:
@@ -140,17 +144,17 @@ class Babbler(nn.Module):
         self.config = config
         self.mode = mode
         self.input: ScaledInput | EmbeddedInput = (
-            ScaledInput(mode) if config.inputs == "scaled" else EmbeddedInput(mode, config.units)
+            ScaledInput(mode) if config.inputs == "scaled" else EmbeddedInput(mode, config.embedding_size)
         )
         above = config.units + (self.input.width if config.skips else 0)
         widths = [self.input.width] + [above] * (config.num_layers - 1)
         self.layers = TypedModuleList[RecurrentLayer](CELLS[config.cell](width, config.units) for width in widths)
         head_inputs = config.units * (config.num_layers if config.skips else 1)
-        self.head: Head = HEADS[config.head](head_inputs, config.units, mode)
+        self.head: Head = HEADS[config.head](head_inputs, config.head_units, mode)
         # Frames further ahead are an auxiliary task: a cheap head is enough.
         ahead = HEADS["categorical" if self.head.has_likelihood else config.head]
         self.heads_ahead = TypedModuleList[Head](
-            ahead(head_inputs, config.units, mode) for _ in range(config.frames_ahead - 1)
+            ahead(head_inputs, config.head_units, mode) for _ in range(config.frames_ahead - 1)
         )
         self.bypassed: frozenset[int] = frozenset()
 

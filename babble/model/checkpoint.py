@@ -13,6 +13,10 @@ import torch
 from babble.codec.frames import get_mode
 from babble.model.babbler import Babbler, ModelConfig
 
+_OTHER_VERSION = (
+    "the checkpoint was not written by this version of babble; use the version that trained it, or train again"
+)
+
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint file.
@@ -50,8 +54,12 @@ def build_model(checkpoint: dict[str, Any]) -> Babbler:
             for name, value in checkpoint["state_dict"].items()
             if name.startswith("model.")
         }
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"the checkpoint was not written by this version of babble: {error}") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{_OTHER_VERSION} ({error})") from None
+    shapes, expected = ({name: w.shape for name, w in some.items()} for some in (weights, model.state_dict()))
+    different = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
+    if different:
+        raise ValueError(f"{_OTHER_VERSION} ({len(different)} weights differ in name or shape, such as {different[0]})")
+    model.load_state_dict(weights)
     model.bypassed = frozenset(checkpoint.get("bypassed_layers", ()))
     return model.eval()

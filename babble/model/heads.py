@@ -1,6 +1,6 @@
 """Heads: from the outputs of the recurrent layers to the next frame, behind one interface.
 
-    head = HEADS["categorical"](inputs=320, units=320, mode=MODES["1300"])
+    head = HEADS["autoregressive"](inputs=320, units=512, mode=MODES["1300"])
     loss_BTF = head.loss(hidden_BTH, targets_BTF)
     draw = head.make_sampler(Sampling.for_mode(mode), generator)
     frames_BF = draw(hidden_BH)
@@ -33,8 +33,6 @@ Sampler = Callable[[Tensor], Tensor]
 # has infinite loss where float32 rounds the rest to zero.
 COMPONENTS = 5
 FLAT_SHARE = 1e-4
-# Autoregressive: hidden units of each field's own small network per unit of the recurrent layers.
-UNITS_PER_FIELD = 0.2
 
 
 class Head(nn.Module, ABC):
@@ -42,7 +40,7 @@ class Head(nn.Module, ABC):
 
     Args:
         inputs: size H of its input.
-        units: hidden units of the recurrent layers.
+        units: hidden units of the head itself; only the autoregressive one has any.
         mode: the Codec 2 mode of the frames.
 
     Attributes:
@@ -90,6 +88,11 @@ def _bits(logits: Sequence[Tensor], targets_BTF: Tensor) -> Tensor:
         for f, logits_BTV in enumerate(logits)
     ]
     return torch.stack(nats, dim=-1).view(targets_BTF.shape) / math.log(2)
+
+
+def _to_numpy(values: Tensor) -> np.ndarray:
+    array: np.ndarray = values.detach().float().cpu().numpy()
+    return array
 
 
 def _sample_gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -239,40 +242,34 @@ class MixtureHead(_IndependentHead):
 class AutoregressiveHead(Head):
     """Each field a softmax given the past and the previous fields of the same frame, in stream order.
 
-    Each field has a small network of its own: hidden units that depend on the past and, through weights masked to
-    previous fields, on the levels of this frame so far; then a softmax. Training takes one pass over the frame,
-    sampling one small step per field.
+    All fields share one layer of hidden units. Its input depends on the past, and each field adds a learned vector of
+    its level before the next field is predicted: a bias of the field, a ReLU, a softmax. Training takes one pass over
+    the frame, sampling one small step per field.
 
-    Source: MADE, Germain et al. 2015.
+    Source: NADE, Larochelle and Murray 2011.
     """
 
     has_likelihood = True
-    is_earlier_LK: Tensor
-    first_F: Tensor
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
         super().__init__()
+        self.mode = mode
         self.levels = mode.levels.tolist()
-        num_levels, num_fields = sum(self.levels), mode.num_fields
-        self.units_per_field = max(1, round(UNITS_PER_FIELD * units))
-        self.past = nn.Linear(inputs, num_fields * self.units_per_field)
-        # Row l: what level l adds to the hidden units K of all fields.
-        self.earlier_LK = nn.Parameter(
-            torch.randn(num_levels, num_fields * self.units_per_field) / math.sqrt(4 * num_fields)
-        )
-        self.outs = TypedModuleList[nn.Linear](nn.Linear(self.units_per_field, levels) for levels in self.levels)
-        field_L = torch.arange(num_fields).repeat_interleave(torch.tensor(self.levels))
-        field_K = torch.arange(num_fields).repeat_interleave(self.units_per_field)
-        self.register_buffer("is_earlier_LK", (field_L[:, None] < field_K).float(), persistent=False)
-        self.register_buffer("first_F", torch.tensor(_first_columns(mode)), persistent=False)
+        self.past = nn.Linear(inputs, units)
+        # What each level adds to the hidden units U of the following fields.
+        self.effect_LU = nn.Parameter(torch.randn(sum(self.levels), units) / math.sqrt(4 * mode.num_fields))
+        self.bias_FU = nn.Parameter(torch.zeros(mode.num_fields, units))
+        self.outs = TypedModuleList[nn.Linear](nn.Linear(units, levels) for levels in self.levels)
 
     def field_logits(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> list[Tensor]:
         """Return each field's logits (B, T, V), given the past and the target's previous fields."""
-        shape = (*targets_BTF.shape[:-1], len(self.earlier_LK))
-        one_hot_BTL = hidden_BTH.new_zeros(shape).scatter_(-1, targets_BTF + self.first_F, 1.0)
-        hidden_BTK = functional.relu(self.past(hidden_BTH) + one_hot_BTL @ (self.earlier_LK * self.is_earlier_LK))
-        by_field = hidden_BTK.split(self.units_per_field, dim=-1)
-        return [out(hidden_BTU) for out, hidden_BTU in zip(self.outs, by_field, strict=True)]
+        sum_BTU = self.past(hidden_BTH)
+        logits = []
+        for f, (out, effect_VU) in enumerate(zip(self.outs, self.effect_LU.split(self.levels), strict=True)):
+            logits.append(out(functional.relu(sum_BTU + self.bias_FU[f])))
+            if f < len(self.levels) - 1:
+                sum_BTU = sum_BTU + functional.embedding(targets_BTF[..., f], effect_VU)
+        return logits
 
     def loss(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
         """Return -log2 p of each field (B, T, F), given the past and the previous fields."""
@@ -287,7 +284,7 @@ class AutoregressiveHead(Head):
 
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
         """Return a function that samples levels (B, F), field by field."""
-        walk, first = self._make_walk(), self.first_F.tolist()
+        walk, first = self._make_walk(), _first_columns(self.mode)
 
         def draw(hidden_BH: Tensor) -> Tensor:
             # The noise of all fields in one call: sixteen small calls take as long as a recurrent layer.
@@ -310,20 +307,23 @@ class AutoregressiveHead(Head):
         `choose(logits_BV, f)` returns the level of field f, given the past and the levels chosen before. In numpy: its
         calls take a fifth of the time of torch's, and a frame needs several for each of sixteen fields.
         """
-        k = self.units_per_field
-        # What the levels of each field add to the hidden units of the following fields.
-        rows_LK = self.earlier_LK.detach().float().cpu().split(self.levels)
-        effects = [rows_VK[:, (f + 1) * k :].contiguous().numpy() for f, rows_VK in enumerate(rows_LK)]
-        weights = [out.weight.detach().float().cpu().t().contiguous().numpy() for out in self.outs]
-        biases = [out.bias.detach().float().cpu().numpy() for out in self.outs]
+        bias_FU = _to_numpy(self.bias_FU)
+        # A level's effect and the difference of the biases in one row: one addition between two fields.
+        change_FU = np.diff(bias_FU, axis=0, append=0)
+        changes = [
+            _to_numpy(effect_VU) + change_U
+            for effect_VU, change_U in zip(self.effect_LU.split(self.levels), change_FU, strict=True)
+        ]
+        weights = [np.ascontiguousarray(_to_numpy(out.weight).T) for out in self.outs]
+        biases = [_to_numpy(out.bias) for out in self.outs]
 
         def walk(hidden_BH: Tensor, choose: Callable[[np.ndarray, int], np.ndarray]) -> Tensor:
-            hidden_BK = self.past(hidden_BH).detach().float().cpu().numpy()
-            levels_BF = np.empty((len(hidden_BK), len(effects)), np.int64)
-            for f, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-                level_B = choose(np.maximum(hidden_BK[:, :k], 0) @ weight + bias, f)
+            sum_BU = _to_numpy(self.past(hidden_BH)) + bias_FU[0]
+            levels_BF = np.empty((len(sum_BU), len(changes)), np.int64)
+            for f, (weight, bias, change_VU) in enumerate(zip(weights, biases, changes, strict=True)):
+                level_B = choose(np.maximum(sum_BU, 0) @ weight + bias, f)
                 levels_BF[:, f] = level_B
-                hidden_BK = hidden_BK[:, k:] + effects[f][level_B]
+                sum_BU += change_VU[level_B]
             return torch.from_numpy(levels_BF).to(hidden_BH.device)
 
         return walk

@@ -55,7 +55,7 @@ def test_outputs_do_not_depend_on_later_frames():
 
 @torch.no_grad()
 def test_the_embedding_is_the_sum_of_one_row_per_field():
-    model = Babbler(ModelConfig(num_layers=1, units=8), MODES["700C"])
+    model = Babbler(ModelConfig(num_layers=1, units=8, embedding_size=8), MODES["700C"])
     frames_BTF = _frames(model.mode, 1, 4)
     table, first = model.input.table.weight, 0
     by_hand = torch.zeros(1, 4, 8)
@@ -148,3 +148,14 @@ def test_an_invalid_architecture_is_rejected_by_its_key(key: str, value: object,
 def test_a_checkpoint_of_another_program_is_rejected():
     with pytest.raises(ValueError, match="was not written by this version of babble"):
         build_model({"state_dict": {}})
+
+
+def test_a_checkpoint_of_another_architecture_is_rejected_in_one_line():
+    config = {"num_layers": 1, "units": 8}
+    weights = {f"model.{name}": w for name, w in Babbler(ModelConfig(**config), MODES["1300"]).state_dict().items()}
+    checkpoint = {"hyper_parameters": {"model": config, "mode": "1300"}, "state_dict": weights}
+    assert build_model(checkpoint).config.units == 8
+    # Before 2026-11-26 the head had other weights.
+    weights["model.head.earlier_LK"] = weights.pop("model.head.effect_LU")
+    with pytest.raises(ValueError, match=r"^[^\n]* train again \(2 weights differ .* head\.earlier_LK\)$"):
+        build_model(checkpoint)

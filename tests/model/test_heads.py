@@ -177,7 +177,7 @@ def test_autoregressive_samples_frames_as_often_as_they_are_probable():
     torch.manual_seed(0)
     mode = _small_mode()
     head = AutoregressiveHead(H, 30, mode)
-    head.earlier_LK.mul_(20)
+    head.effect_LU.mul_(20)
     every_frame = torch.tensor(list(itertools.product(*[range(levels) for levels in mode.levels])))[None]
     hidden = torch.randn(H)
     p = torch.exp2(-head.loss(hidden.expand(1, every_frame.shape[1], H), every_frame).sum(dim=-1))[0]
@@ -192,7 +192,6 @@ def test_autoregressive_samples_frames_as_often_as_they_are_probable():
 @torch.no_grad()
 def test_a_field_depends_only_on_previous_fields():
     torch.manual_seed(0)
-    # Enough hidden units per field that the ReLU leaves some.
     head = AutoregressiveHead(H, 160, MODE)
     hidden, frames = torch.randn(1, 1, H), _targets(1, 1)
     logits = head.field_logits(hidden, frames)
@@ -207,7 +206,7 @@ def test_a_field_depends_only_on_previous_fields():
 def test_autoregressive_predicts_medians_given_the_previous_medians():
     torch.manual_seed(0)
     head = AutoregressiveHead(H, 30, MODE)
-    head.earlier_LK.mul_(5)
+    head.effect_LU.mul_(5)
     hidden = torch.randn(2, 3, H)
     predicted = head.predict(hidden).long()
     for f, logits in enumerate(head.field_logits(hidden, predicted)):
