@@ -3,6 +3,8 @@
 distance = frechet_distance(babble_clips, training_clips, mode)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from babble.codec.frames import Mode
@@ -21,7 +23,12 @@ def frechet_distance(clips: list[np.ndarray], reference: list[np.ndarray], mode:
     Source: Heusel et al. 2017 (FID) and Kilgour et al. 2019 (FAD), on Codec 2's fields instead of a network's outputs.
     """
     fields = [f for f, field in enumerate(mode.fields) if field.kind != "label"]
-    own, other = (np.concatenate([_build_features(clip, fields) for clip in s]) for s in (clips, reference))
+    own, other = (np.concatenate([add_differences(clip[:, fields], STEPS) for clip in s]) for s in (clips, reference))
+    return frechet_distance_of_features(own, other)
+
+
+def frechet_distance_of_features(own: np.ndarray, other: np.ndarray) -> float:
+    """Return the Frechet distance between two sets of features (N, D), each divided by its deviation in `other`."""
     scale = np.maximum(other.std(axis=0), 1e-6)
     own, other = own / scale, other / scale
     covariances = np.cov(own, rowvar=False), np.cov(other, rowvar=False)
@@ -33,9 +40,9 @@ def frechet_distance(clips: list[np.ndarray], reference: list[np.ndarray], mode:
     return float(squared + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * shared)
 
 
-def _build_features(frames: np.ndarray, fields: list[int]) -> np.ndarray:
-    level = frames[:, fields].astype(np.float64)
-    longest = max(STEPS)
+def add_differences(values: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """Return values (T, D) from the longest step on, beside their differences from those so many steps before."""
+    values, longest = values.astype(np.float64), max(steps)
     return np.concatenate(
-        [level[longest:], *(level[longest:] - level[longest - step : -step] for step in STEPS)], axis=1
+        [values[longest:], *(values[longest:] - values[longest - step : -step] for step in steps)], axis=1
     )

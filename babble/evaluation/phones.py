@@ -34,11 +34,16 @@ class PhoneCounter:
         )
 
     def count_phones(self, pcm: np.ndarray) -> int:
-        """Return the number of phones in pcm, int16 (N,) at 8 kHz; silence and noises (SIL, +NSN+, ...) don't count."""
+        """Return the number of phones in pcm, int16 (N,) at 8 kHz."""
+        return len(self.list_phones(pcm))
+
+    def list_phones(self, pcm: np.ndarray) -> list[str]:
+        """Return the phones in pcm, int16 (N,) at 8 kHz, without silence and noises (SIL, +NSN+, ...)."""
         self._decoder.start_utt()
         # All at once, so that the cepstral mean is that of this clip and not of the clips before it.
         self._decoder.process_raw(
             self._resample(pcm, SAMPLE_RATE_HZ, PHONE_RATE_HZ).tobytes(), no_search=False, full_utt=True
         )
         self._decoder.end_utt()
-        return sum(part.word.isalpha() and part.word != "SIL" for part in self._decoder.seg() or ())
+        parts = [part.word for part in self._decoder.seg() or ()]
+        return [phone for phone in parts if phone.isalpha() and phone != "SIL"]

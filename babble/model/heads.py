@@ -59,7 +59,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
-        """Return a function hidden_BH -> next frames (B, F), valid levels, int64. It copies the current weights."""
+        """Return a function hidden_BH -> next frames (B, F), valid levels, int64. Make a new one when weights change."""
 
 
 def _reject_labels(mode: Mode, head: str) -> None:
@@ -88,11 +88,6 @@ def _bits(logits: Sequence[Tensor], targets_BTF: Tensor) -> Tensor:
         for f, logits_BTV in enumerate(logits)
     ]
     return torch.stack(nats, dim=-1).view(targets_BTF.shape) / math.log(2)
-
-
-def _to_numpy(values: Tensor) -> np.ndarray:
-    array: np.ndarray = values.detach().float().cpu().numpy()
-    return array
 
 
 def _sample_gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -277,54 +272,49 @@ class AutoregressiveHead(Head):
 
     def predict(self, hidden_BTH: Tensor) -> Tensor:
         """Return a median frame (B, T, F): each field's median given the past and the medians of previous fields."""
-        predicted_NF = self._make_walk()(
-            hidden_BTH.flatten(0, 1), lambda logits_NV, f: _median(torch.from_numpy(logits_NV)).numpy()
-        )
+        predicted_NF = self._make_walk()(hidden_BTH.flatten(0, 1), lambda logits_NV, f: _median(logits_NV))
         return predicted_NF.view(*hidden_BTH.shape[:2], -1).to(hidden_BTH.dtype)
 
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
         """Return a function that samples levels (B, F), field by field."""
-        walk, first = self._make_walk(), _first_columns(self.mode)
+        walk = self._make_walk()
 
         def draw(hidden_BH: Tensor) -> Tensor:
-            # The noise of all fields in one call: sixteen small calls take as long as a recurrent layer.
-            noise_BL = _sample_gumbel(hidden_BH.new_empty(len(hidden_BH), sum(self.levels)), generator).cpu().numpy()
+            # The noise of all fields in one call.
+            noise_BL = _sample_gumbel(hidden_BH.new_empty(len(hidden_BH), sum(self.levels)), generator)
+            noise = noise_BL.split(self.levels, dim=1)
 
-            def choose(logits_BV: np.ndarray, f: int) -> np.ndarray:
+            def choose(logits_BV: Tensor, f: int) -> Tensor:
                 if sampling.masks_any:
-                    logits_BV = sampling.mask_logits(torch.from_numpy(logits_BV), f).numpy()
+                    logits_BV = sampling.mask_logits(logits_BV, f)
                 if sampling.temperature[f] != 1:
                     logits_BV = logits_BV / sampling.temperature[f]
-                return (logits_BV + noise_BL[:, first[f] : first[f] + self.levels[f]]).argmax(axis=1)
+                return (logits_BV + noise[f]).argmax(dim=1)
 
             return walk(hidden_BH, choose)
 
         return draw
 
-    def _make_walk(self) -> Callable[[Tensor, Callable[[np.ndarray, int], np.ndarray]], Tensor]:
+    def _make_walk(self) -> Callable[[Tensor, Callable[[Tensor, int], Tensor]], Tensor]:
         """Return a function (hidden_BH, choose) -> levels (B, F), which goes through the fields in order.
 
-        `choose(logits_BV, f)` returns the level of field f, given the past and the levels chosen before. In numpy: its
-        calls take a fifth of the time of torch's, and a frame needs several for each of sixteen fields.
+        `choose(logits_BV, f)` returns the level of field f, given the past and the levels chosen before.
         """
-        bias_FU = _to_numpy(self.bias_FU)
+        biases_FU = self.bias_FU.detach()
         # A level's effect and the difference of the biases in one row: one addition between two fields.
-        change_FU = np.diff(bias_FU, axis=0, append=0)
-        changes = [
-            _to_numpy(effect_VU) + change_U
-            for effect_VU, change_U in zip(self.effect_LU.split(self.levels), change_FU, strict=True)
-        ]
-        weights = [np.ascontiguousarray(_to_numpy(out.weight).T) for out in self.outs]
-        biases = [_to_numpy(out.bias) for out in self.outs]
+        changes_FU = biases_FU.diff(dim=0, append=biases_FU[-1:])
+        effects = self.effect_LU.detach().split(self.levels)
+        changes = [effect_VU + change_U for effect_VU, change_U in zip(effects, changes_FU, strict=True)]
+        weights = [out.weight.detach().t().contiguous() for out in self.outs]
+        biases = [out.bias.detach() for out in self.outs]
 
-        def walk(hidden_BH: Tensor, choose: Callable[[np.ndarray, int], np.ndarray]) -> Tensor:
-            sum_BU = _to_numpy(self.past(hidden_BH)) + bias_FU[0]
-            levels_BF = np.empty((len(sum_BU), len(changes)), np.int64)
+        def walk(hidden_BH: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+            sum_BU = self.past(hidden_BH) + biases_FU[0]
+            levels = []
             for f, (weight, bias, change_VU) in enumerate(zip(weights, biases, changes, strict=True)):
-                level_B = choose(np.maximum(sum_BU, 0) @ weight + bias, f)
-                levels_BF[:, f] = level_B
-                sum_BU += change_VU[level_B]
-            return torch.from_numpy(levels_BF).to(hidden_BH.device)
+                levels.append(choose(torch.addmm(bias, sum_BU.relu(), weight), f))
+                sum_BU = sum_BU + change_VU[levels[-1]]
+            return torch.stack(levels, dim=1)
 
         return walk
 
