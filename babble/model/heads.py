@@ -59,7 +59,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
-        """Return a function hidden_BH -> next frames (B, F), valid levels, int64. Make a new one when weights change."""
+        """Return a function hidden_BH -> next frames (B, F), valid levels, int64, by the present weights."""
 
 
 def _reject_labels(mode: Mode, head: str) -> None:
