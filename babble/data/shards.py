@@ -294,47 +294,18 @@ def read_segments(paths: list[Path], mode: Mode) -> Iterator[Segment]:
         with path.open("rb") as file:
             try:
                 for entry in group_by_keys(tar_file_expander([{"url": str(path), "stream": file}])):
-                    yield _parse_entry(entry, mode, f"{path}: {entry['__key__']}")
+                    yield parse_entry(entry, mode, f"{path}: {entry['__key__']}")
             except tarfile.TarError as error:
-                raise _damaged(path, error) from None
+                raise damaged_shard(path, error) from None
 
 
-def index_entries(path: Path) -> np.ndarray:
-    """Return where the entries of a tar lie, int64 (entries, 4): offset and length of the .c2, then of the .json.
-
-    With it `read_entry` reads any entry; WebDataset reads a tar from its first byte on.
-
-    Raises:
-        ValueError: the tar is damaged.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
-    except tarfile.TarError as error:
-        raise _damaged(path, error) from None
-    keys = dict.fromkeys(name.partition(".")[0] for name in members)
-    try:
-        locations = [(*members[f"{key}.c2"], *members[f"{key}.json"]) for key in keys]
-    except KeyError as missing:
-        raise ValueError(f"{path} lacks {missing}: the shard is damaged.") from None
-    return np.array(locations, np.int64).reshape(-1, 4)
-
-
-def read_entry(path: Path, location: np.ndarray, mode: Mode) -> Segment:
-    """Return the entry of a tar at one row of `index_entries`; raises as `read_segments`."""
-    offset, length, json_offset, json_length = location.tolist()
-    with path.open("rb") as file:
-        file.seek(offset)
-        packets = file.read(length)
-        file.seek(json_offset)
-        return _parse_entry({"c2": packets, "json": file.read(json_length)}, mode, f"{path}, byte {offset}")
-
-
-def _damaged(path: Path, error: tarfile.TarError) -> ValueError:
+def damaged_shard(path: Path, error: tarfile.TarError) -> ValueError:
+    """Return the error for a tar that can't be read."""
     return ValueError(f"{path} is damaged: {error.args[0]}. Copy it again, or preprocess to a new folder.")
 
 
-def _parse_entry(entry: dict[str, Any], mode: Mode, where: str) -> Segment:
+def parse_entry(entry: dict[str, Any], mode: Mode, where: str) -> Segment:
+    """Return the segment of an entry, its .c2 and .json; raises as `read_segments`."""
     if not {"c2", "json"} <= entry.keys():
         raise ValueError(f"{where} lacks its .c2 or its .json: the shard is damaged.")
     packets, found = parse_c2(entry["c2"], where)

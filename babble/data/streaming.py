@@ -6,6 +6,7 @@
 3. `sample_recordings` reads a sample of a split, for the baselines.
 """
 
+import tarfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from babble.codec.frames import Mode
-from babble.data.shards import SEGMENT_FRAMES, Manifest, Segment, index_entries, read_entry, read_segments
+from babble.data.shards import SEGMENT_FRAMES, Manifest, Segment, damaged_shard, parse_entry, read_segments
 
 # Frames of a split that the baselines are measured on if it is not held: 55 hours in the 40 ms modes.
 SAMPLE_FRAMES = 5_000_000
@@ -68,6 +69,37 @@ def sample_recordings(folder: Path, manifest: Manifest, split: str) -> list[Segm
     wanted = min(len(shards), max(1, round(SAMPLE_FRAMES / mean_frames)))
     chosen = np.linspace(0, len(shards) - 1, wanted).round().astype(int)
     return list(read_segments([folder / shards[n].name for n in chosen], manifest.mode))
+
+
+def index_entries(path: Path) -> np.ndarray:
+    """Return where the entries of a tar lie, int64 (entries, 4): offset and length of the .c2, then of the .json.
+
+    With it `read_entry` reads any entry; WebDataset reads a tar from its first byte on.
+
+    Raises:
+        ValueError: the tar is damaged.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+    except tarfile.TarError as error:
+        raise damaged_shard(path, error) from None
+    keys = dict.fromkeys(name.partition(".")[0] for name in members)
+    try:
+        locations = [(*members[f"{key}.c2"], *members[f"{key}.json"]) for key in keys]
+    except KeyError as missing:
+        raise ValueError(f"{path} lacks {missing}: the shard is damaged.") from None
+    return np.array(locations, np.int64).reshape(-1, 4)
+
+
+def read_entry(path: Path, location: np.ndarray, mode: Mode) -> Segment:
+    """Return the entry of a tar at one row of `index_entries`; raises as `read_segments`."""
+    offset, length, json_offset, json_length = location.tolist()
+    with path.open("rb") as file:
+        file.seek(offset)
+        packets = file.read(length)
+        file.seek(json_offset)
+        return parse_entry({"c2": packets, "json": file.read(json_length)}, mode, f"{path}, byte {offset}")
 
 
 class ShardFrames:

@@ -161,6 +161,29 @@ def write_stamps(out: Path, sources: Sequence[Source]) -> None:
     write_json(out / STAMPS, {source.name: source.stamp for source in sources})
 
 
+def _name(segment: SplitSegment, shift: int) -> str:
+    return f"{segment.recording} (shift {shift})" if shift else segment.recording
+
+
+def _count_frames(segment: SplitSegment, shift: int) -> int:
+    # A frame of a shifted recording reaches into the next one, so the last one would reach into another split.
+    return segment.frames - 1 if shift else segment.frames
+
+
+def _list_left_out(duplicates: list[Duplicate], facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the manifest's rows of recordings that were left out."""
+    return [
+        {
+            "name": duplicate.name,
+            "of": duplicate.of,
+            "seconds": round(duplicate.seconds, 2),
+            **{key: facts[duplicate.name][key] for key in ("file", "bytes", "sha256")},
+        }
+        for duplicate in duplicates
+        if duplicate.is_left_out
+    ]
+
+
 def write_folder(
     out: Path,
     mode: Mode,
@@ -184,25 +207,10 @@ def write_folder(
         staging: holds the packets of each recording.
     """
 
-    def read_split(split: str) -> Iterator[Segment]:
-        for segment in segments:
-            if segment.split == split:
-                packets = staging.read_packets(segment.recording, facts[segment.recording]["sha256"])
-                frames = unpack_packets(packets, mode)[segment.first_frame : segment.first_frame + segment.frames]
-                yield Segment(segment.recording, segment.first_frame, frames)
-
-    def read_shifted() -> Iterator[Segment]:
-        for shift in range(1, settings["shifts"]):
-            for segment in segments:
-                if segment.split == "train":
-                    packets = staging.read_packets(segment.recording, facts[segment.recording]["sha256"], shift)
-                    # A frame of a shifted recording reaches into the next one: the last one would be of another split.
-                    end = segment.first_frame + segment.frames - 1
-                    frames = unpack_packets(packets, mode)[segment.first_frame : end]
-                    if len(frames):
-                        name, first = f"{segment.recording} (shift {shift})", segment.first_frame
-                        shifted.append({"name": name, "split": SHIFTED, "first_frame": first, "frames": len(frames)})
-                        yield Segment(name, first, frames)
+    def read(segment: SplitSegment, shift: int = 0) -> Segment:
+        packets = staging.read_packets(segment.recording, facts[segment.recording]["sha256"], shift)
+        frames = unpack_packets(packets, mode)[segment.first_frame :][: _count_frames(segment, shift)]
+        return Segment(_name(segment, shift), segment.first_frame, frames)
 
     # A folder with a manifest is finished, so the manifest is removed first, together with shards of an earlier run
     # that accepted more recordings.
@@ -211,25 +219,22 @@ def write_folder(
         for shard in out.glob(f"{split}-*.tar"):
             shard.unlink()
     entries = settings["entries_per_shard"]
-    shards = [shard for split in SPLITS for shard in write_shards(out, split, read_split(split), mode, entries)]
-    shifted: list[dict[str, Any]] = []
-    shards += write_shards(out, SHIFTED, read_shifted(), mode, entries)
+    shards = []
+    for split in SPLITS:
+        shards += write_shards(out, split, (read(s) for s in segments if s.split == split), mode, entries)
+    train = [segment for segment in segments if segment.split == "train" and segment.frames > 1]
+    again = [(segment, shift) for shift in range(1, settings["shifts"]) for segment in train]
+    shards += write_shards(out, SHIFTED, (read(*each) for each in again), mode, entries)
+    shifted = [
+        {"name": _name(*each), "split": SHIFTED, "first_frame": each[0].first_frame, "frames": _count_frames(*each)}
+        for each in again
+    ]
     recordings = []
     for segment in segments:
         about = {key: value for key, value in facts[segment.recording].items() if key != "frames"}
         position = {"split": segment.split, "first_frame": segment.first_frame, "frames": segment.frames}
         recordings.append({"name": segment.recording, **position, **about})
     causes = [{"name": name, "cause": cause} for name, cause in failures]
-    left_out = [
-        {
-            "name": duplicate.name,
-            "of": duplicate.of,
-            "seconds": round(duplicate.seconds, 2),
-            **{key: facts[duplicate.name][key] for key in ("file", "bytes", "sha256")},
-        }
-        for duplicate in duplicates
-        if duplicate.is_left_out
-    ]
-    manifest = Manifest(mode, settings, recordings, shards, causes, left_out, shifted)
+    manifest = Manifest(mode, settings, recordings, shards, causes, _list_left_out(duplicates, facts), shifted)
     write_manifest(out, manifest)
     return manifest

@@ -20,7 +20,11 @@ SECONDS = 60
 def _model(**settings: int) -> Babbler:
     """Return an untrained network whose distributions depend strongly on its input."""
     torch.manual_seed(0)
-    model = Babbler(ModelConfig(num_layers=1, units=8, head="categorical", **settings), MODES["1300"]).double().eval()
+    model = (
+        Babbler(ModelConfig(num_layers=1, units=8, embedding_size=8, head="categorical", **settings), MODES["1300"])
+        .double()
+        .eval()
+    )
     for parameter in model.parameters():
         parameter.data *= 4
     return model
