@@ -2,21 +2,20 @@
 
     python -m jobs.bit_rates --sources kathleen --validation kathleen_09 --out bit-rates
 
-For each mode: preprocess the recordings; train with each random seed, for as many steps as take `minutes` of one core;
-generate babble, decode it and compare it with the held-out recording. Bits per frame of two modes can't be compared,
-sound can:
+For each mode: preprocess the recordings; train with each random seed, for as many steps as take `--minutes` on one
+core; generate babble, decode it and compare it with the held-out recording. Frames of two modes can't be compared, so
+the metrics are of a second of speech or of decoded audio:
 
-- bits per second of the held-out recording: what the network has to draw for a second of speech;
-- Frechet distance between the log-mel spectra of babble and of the recording as it was before the codec, and the same
-  for the recording after the codec, which no babble of that mode can be expected to beat;
-- how well a classifier separates babble from the recording in the same mode, by the frames;
-- phones per second, and how many of the recording's phones a recogniser still finds after the codec.
+- bits per second of the held-out recording, from its likelihood;
+- Frechet distance from the log-mel spectra of the original recording, before the codec, to those of babble, and to
+  those of the recording after the codec;
+- classifier accuracy between the frames of babble and of the recording in the same mode;
+- phones per second, and the share of the recording's phones that a recogniser finds again after the codec.
 
 A row per training is appended to OUT/bit-rates.csv; trainings with a row are skipped, so a stopped comparison
 continues.
 """
 
-import csv
 import json
 import statistics
 import subprocess
@@ -40,6 +39,7 @@ from babble.generation.free_run import generate_frames
 from babble.generation.prompts import spread_prompts
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.run_folder import RunFolder
+from jobs.experiments import append_row, read_rows
 from preprocessing.audio import open_recording
 from preprocessing.sources import find_sources, open_source
 
@@ -106,10 +106,10 @@ def _mel_distance(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 
 
 def _run(*words: object) -> None:
-    """Run a command of babble, its output to a file beside its results.
+    """Run a command of babble without showing its output.
 
     Raises:
-        CommandError: it failed.
+        CommandError: it failed; the message shows the end of its stderr.
     """
     command = [sys.executable, "-m", *map(str, words)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -118,7 +118,7 @@ def _run(*words: object) -> None:
 
 
 def _train(config: BitRatesConfig, shards: Path, name: str, steps: int, seed: int) -> RunFolder:
-    """Train for so many steps, or continue; return the run."""
+    """Train for `steps` steps, or continue an earlier start, and return the run."""
     # The trial has fewer steps than the config's warm-up, and than lie between two rows of metrics.
     few = min(50, steps // 2)
     _run(
@@ -130,7 +130,7 @@ def _train(config: BitRatesConfig, shards: Path, name: str, steps: int, seed: in
     return RunFolder(config.out / "runs" / name)
 
 
-def _steps_of(config: BitRatesConfig, shards: Path, mode: Mode) -> int:
+def _count_steps(config: BitRatesConfig, shards: Path, mode: Mode) -> int:
     """Return how many steps take `minutes`, from the median speed of a short training."""
     run = _train(config, shards, f"speed-{mode.name}", TRIAL_STEPS, 0)
     rows, finished = read_json_lines(run.metrics), read_json(run.finished)
@@ -158,7 +158,7 @@ def _measure(run: RunFolder, shards: Path, original: np.ndarray, seed: int) -> d
     accuracy = measure_accuracy(list(babble_BTF), [held_out.frames], mode, CLIP_SECONDS * mode.frames_per_second, seed)
     counter, length = PhoneCounter(), PHONE_SECONDS * SAMPLE_RATE_HZ
     before, after = counter.list_phones(original[:length]), counter.list_phones(coded[:length])
-    heard = np.concatenate(babble)[:length]
+    start = np.concatenate(babble)[:length]
     bits = read_json(run.finished)["best"]
     return {
         "bits_per_frame": f"{bits:.3f}",
@@ -166,7 +166,7 @@ def _measure(run: RunFolder, shards: Path, original: np.ndarray, seed: int) -> d
         "mel_distance": f"{_mel_distance(babble, [original]):.3f}",
         "mel_distance_of_codec": f"{_mel_distance([coded], [original]):.3f}",
         "accuracy": f"{accuracy.accuracy:.3f}" if accuracy else "",
-        "phones_per_second": f"{counter.count_phones(heard) / (len(heard) / SAMPLE_RATE_HZ):.2f}",
+        "phones_per_second": f"{counter.count_phones(start) / (len(start) / SAMPLE_RATE_HZ):.2f}",
         "phones_per_second_original": f"{len(before) / (min(len(original), length) / SAMPLE_RATE_HZ):.2f}",
         "phones_kept": f"{SequenceMatcher(None, before, after, autojunk=False).ratio():.3f}",
     }
@@ -179,28 +179,20 @@ def compare_bit_rates(config: BitRatesConfig) -> None:
         CommandError: a preprocessing or a training failed.
     """
     table = config.out / "bit-rates.csv"
-    done = set()
-    if table.is_file():
-        with table.open(newline="") as file:
-            done = {(row["mode"], row["seed"]) for row in csv.DictReader(file)}
+    done = {(row["mode"], row["seed"]) for row in read_rows(table)}
     for mode in (MODES[name] for name in config.modes):
         shards = config.out / "shards" / mode.name
         split = ("--split.validation", config.validation)
         _run("jobs.preprocess", "--sources", *config.sources, "--out", shards, "--mode", mode.name, *split)
         (name,) = [r["name"] for r in read_manifest(shards).recordings if r["split"] == "validation"]
-        steps = _steps_of(config, shards, mode)
+        steps = _count_steps(config, shards, mode)
         original = _read_held_out(config, name)
         for seed in config.seeds:
             if (mode.name, str(seed)) in done:
                 continue
             run = _train(config, shards, f"{mode.name}-{seed}", steps, seed)
             row = {"mode": mode.name, "seed": seed, "steps": steps, **_measure(run, shards, original, seed)}
-            is_new = not table.is_file()
-            with table.open("a", newline="") as file:
-                writer = csv.DictWriter(file, list(row))
-                if is_new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append_row(table, row)
             print(json.dumps(row), flush=True)
 
 

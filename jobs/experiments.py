@@ -22,11 +22,6 @@ from babble.cli import CommandError, run_command
 from babble.files import read_json, read_json_lines
 from babble.run_folder import RunFolder
 
-COLUMNS = (
-    *("table", "name", "seed", "settings", "frames", "weights", "monitor", "held_out", "error_levels"),
-    "frames_per_second",
-)
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -90,10 +85,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to the CSV, after a header if the file is new."""
+    """Append a row to the CSV, after a header of its keys if the file is new."""
     is_new = not path.is_file()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(row))
         if is_new:
             writer.writeheader()
         writer.writerow(row)

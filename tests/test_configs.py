@@ -9,7 +9,7 @@ from documented import check_command, read_program
 from paths import ROOT
 
 from babble.training.unfreezing import Stage
-from jobs.experiments import COLUMNS, read_rows
+from jobs.experiments import read_rows
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 LABELS = ("Machine", "Time", "Expect")
@@ -56,7 +56,6 @@ def test_the_other_networks_of_2017_are_flags() -> None:
 
 def test_experiments_csv_has_a_row_for_every_experiment() -> None:
     rows = read_rows(ROOT / "docs/experiments.csv")
-    assert tuple(rows[0]) == COLUMNS
     config = read_program("jobs.experiments", ["--config", "configs/experiments.yaml", "--shards", "shards/tale"])
     wanted = {(one.table, one.name, str(seed)) for one in config.experiments for seed in one.seeds}
     # The minimal GRU was measured and left the code.

@@ -41,7 +41,7 @@ def frechet_distance_of_features(own: np.ndarray, other: np.ndarray) -> float:
 
 
 def add_differences(values: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-    """Return values (T, D) from the longest step on, beside their differences from those so many steps before."""
+    """Return values (T, D) and their changes over each number of steps, side by side, without the first rows."""
     values, longest = values.astype(np.float64), max(steps)
     return np.concatenate(
         [values[longest:], *(values[longest:] - values[longest - step : -step] for step in steps)], axis=1

@@ -248,7 +248,6 @@ class AutoregressiveHead(Head):
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
         super().__init__()
-        self.mode = mode
         self.levels = mode.levels.tolist()
         self.past = nn.Linear(inputs, units)
         # What each level adds to the hidden units U of the following fields.
@@ -289,7 +288,7 @@ class AutoregressiveHead(Head):
                     logits_BV = sampling.mask_logits(logits_BV, f)
                 if sampling.temperature[f] != 1:
                     logits_BV = logits_BV / sampling.temperature[f]
-                return (logits_BV + noise[f]).argmax(dim=1)
+                return logits_BV.add_(noise[f]).argmax(dim=1)
 
             return walk(hidden_BH, choose)
 
@@ -313,7 +312,7 @@ class AutoregressiveHead(Head):
             levels = []
             for f, (weight, bias, change_VU) in enumerate(zip(weights, biases, changes, strict=True)):
                 levels.append(choose(torch.addmm(bias, sum_BU.relu(), weight), f))
-                sum_BU = sum_BU + change_VU[levels[-1]]
+                sum_BU.add_(change_VU.index_select(0, levels[-1]))
             return torch.stack(levels, dim=1)
 
         return walk
