@@ -24,7 +24,7 @@ from typing import Any
 
 from babble.cli import CommandError, Interrupted, build_config, config_to_dict, run_command
 from babble.command_line import INLINED
-from babble.data.shards import Manifest, map_split, open_shards
+from babble.data.shards import Manifest, map_training, open_shards
 from babble.files import check_writable
 from babble.reporting.plots.figures import save_figure
 from babble.reporting.plots.sweep import plot_sweep
@@ -159,7 +159,7 @@ def _share_memory(base: dict[str, Any], shards: Path, manifest: Manifest) -> dic
     if base["data"]["holding"] != "memory":
         return base
     try:
-        map_split(shards, manifest, "train")
+        map_training(shards, manifest)
     except OSError as error:
         print(f"Each trial holds the shards in its own memory, because they can't be mapped: {error}.", flush=True)
         return base

@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader
 from babble.codec.frames import Mode
 from babble.data.loaders import SHUFFLE_SHARDS, DataConfig, FrameSource, HeldFrames, Loader, count_batches
 from babble.data.plans import Plan, ShardWindowPlan, Share, StreamPlan, WindowPlan
-from babble.data.shards import SEGMENT_FRAMES, SHIFTED, Segment, map_split, open_shards, read_recordings, read_split
+from babble.data.shards import (
+    SEGMENT_FRAMES,
+    SHIFTED,
+    Segment,
+    map_training,
+    open_shards,
+    read_recordings,
+    read_training,
+)
 from babble.data.streaming import ShardFrames, find_segments, sample_recordings
 
 
@@ -88,7 +96,7 @@ class SpeechData(pl.LightningDataModule):
     def _read_training_split(self) -> tuple[np.ndarray, list[Segment]]:
         if self.config.holding == "mapped":
             try:
-                return map_split(self.folder, self._training, "train")
+                return map_training(self.folder, self.manifest)
             except OSError as error:
                 # The same frames, in more memory: no reason to refuse a read-only folder.
                 print(
@@ -96,7 +104,7 @@ class SpeechData(pl.LightningDataModule):
                     "them in its own memory. Copy the shards to a writable folder to share it.",
                     file=sys.stderr,
                 )
-        return read_split(self.folder, self._training, "train")
+        return read_training(self.folder, self.manifest)
 
     def _open_shard_frames(self) -> ShardFrames:
         shards = [shard for shard in self._training.shards if shard.split == "train"]

@@ -14,7 +14,7 @@ An entry is a segment: at most `SEGMENT_FRAMES` consecutive frames of one record
 1. `write_shards` packs recordings into tars, the same bytes for the same recordings, and returns their facts.
 2. `read_manifest` reads the manifest; if a folder has none, the error says what the folder is instead.
 3. `read_segments` streams entries through WebDataset; `read_recordings` joins them to whole recordings.
-4. `read_split` returns a split as one array, `map_split` as one memory-mapped file.
+4. `read_training` returns what is trained on as one array, `map_training` as one memory-mapped file.
 
     folder, manifest = open_shards(Path("shards/tale"))
     recordings = read_recordings(folder, manifest, "test")
@@ -346,42 +346,44 @@ def read_recordings(folder: Path, manifest: Manifest, split: str) -> list[Segmen
     return [replace(parts[0], frames=np.concatenate([part.frames for part in parts])) for parts in joined]
 
 
-def read_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Segment]]:
-    """Return the levels of a split end to end, int16 (N, F), and its recordings as views of that array.
+def read_training(folder: Path, manifest: Manifest) -> tuple[np.ndarray, list[Segment]]:
+    """Return what is trained on, end to end, int16 (N, F), and its recordings as views of that array.
+
+    These are the recordings of the training split, then the shifted ones.
 
     Raises:
         ValueError: as `read_recordings`; the recordings are not those of the manifest.
     """
-    recordings = read_recordings(folder, manifest, split)
-    if [len(recording.frames) for recording in recordings] != manifest.split_lengths(split):
+    training = manifest.with_shifted()
+    recordings = read_recordings(folder, training, "train")
+    if [len(recording.frames) for recording in recordings] != training.split_lengths("train"):
         raise ValueError(
-            f"{folder}: the manifest's {split} recordings do not match its shards: preprocess to a new folder."
+            f"{folder}: the manifest's train recordings do not match its shards: preprocess to a new folder."
         )
     no_frames = np.empty((0, manifest.mode.num_fields), np.int16)
     levels = [no_frames, *(recording.frames for recording in recordings)]
-    return _view_recordings(np.concatenate(levels, dtype=np.int16, casting="unsafe"), manifest, split)
+    return _view_recordings(np.concatenate(levels, dtype=np.int16, casting="unsafe"), training)
 
 
-def map_split(folder: Path, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Segment]]:
-    """Return the same as `read_split`, from a file next to the shards that all processes of a machine share.
+def map_training(folder: Path, manifest: Manifest) -> tuple[np.ndarray, list[Segment]]:
+    """Return the same as `read_training`, from a file next to the shards that all processes of a machine share.
 
     The first process writes the file, two bytes per field. It belongs to this manifest and may be deleted at any time.
 
     Raises:
-        ValueError: as `read_split`.
+        ValueError: as `read_training`.
         OSError: the file can't be written: no permission, or the disk is full.
     """
-    path = folder / f".{split}-{hash_manifest(folder)[:12]}.npy"
+    path = folder / f".train-{hash_manifest(folder)[:12]}.npy"
     if not path.is_file():
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, read_split(folder, manifest, split)[0])
-    return _view_recordings(np.load(path, mmap_mode="r"), manifest, split)
+            np.save(file, read_training(folder, manifest)[0])
+    return _view_recordings(np.load(path, mmap_mode="r"), manifest.with_shifted())
 
 
-def _view_recordings(frames: np.ndarray, manifest: Manifest, split: str) -> tuple[np.ndarray, list[Segment]]:
-    facts = manifest.of_split(split)
-    ends = np.cumsum(manifest.split_lengths(split))
+def _view_recordings(frames: np.ndarray, training: Manifest) -> tuple[np.ndarray, list[Segment]]:
+    ends = np.cumsum(training.split_lengths("train"))
     return frames, [
         Segment(fact["name"], fact["first_frame"], frames[end - fact["frames"] : end])
-        for fact, end in zip(facts, ends, strict=True)
+        for fact, end in zip(training.of_split("train"), ends, strict=True)
     ]

@@ -18,6 +18,7 @@ from babble.data.shards import (
     SHIFTED,
     Manifest,
     Segment,
+    map_training,
     read_manifest,
     read_recordings,
     write_manifest,
@@ -111,8 +112,10 @@ def shifted_shards(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("reading", ["windows", "streams"])
 def test_training_reads_shifted_recordings_too(reading: str, holding: str, shifted_shards: Path, tmp_path: Path):
     shards = shutil.copytree(shifted_shards, tmp_path / "shards")
-    data = make_data(shards, reading=reading, window_frames=50, batch_size=4, holding=holding)
     manifest = read_manifest(shards)
+    if holding == "mapped":  # As a sweep does before its trials.
+        map_training(shards, manifest)
+    data = make_data(shards, reading=reading, window_frames=50, batch_size=4, holding=holding)
     assert [r.recording for r in data.train_recordings] == ["allison-01", "allison-02"]
     recordings = read_recordings(shards, manifest.with_shifted(), "train")
     assert [len(r.frames) for r in recordings] == [1000, 750, 999, 749]

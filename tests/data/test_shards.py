@@ -17,12 +17,12 @@ from babble.data.shards import (
     SEGMENT_FRAMES,
     Manifest,
     Segment,
-    map_split,
+    map_training,
     open_shards,
     read_manifest,
     read_recordings,
     read_segments,
-    read_split,
+    read_training,
     write_manifest,
     write_shards,
 )
@@ -204,11 +204,11 @@ def test_a_cut_tar_is_named(tmp_path: Path, kept: int) -> None:
 
 def test_a_mapped_file_belongs_to_one_manifest(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
-    frames, recordings = map_split(tmp_path, manifest, "train")
+    frames, recordings = map_training(tmp_path, manifest)
     assert np.array_equal(frames, np.concatenate([recording.frames for recording in make_recordings()]))
     assert [recording.recording for recording in recordings] == [r.recording for r in make_recordings()]
     (tmp_path / MANIFEST).write_text((tmp_path / MANIFEST).read_text() + "\n")
-    map_split(tmp_path, manifest, "train")
+    map_training(tmp_path, manifest)
     assert len(list(tmp_path.glob(".train-*.npy"))) == 2
 
 
@@ -216,4 +216,4 @@ def test_recordings_that_the_manifest_contradicts_are_rejected(tmp_path: Path) -
     manifest = make_folder(tmp_path)
     manifest.recordings[0]["frames"] += 1
     with pytest.raises(ValueError, match="the manifest's train recordings do not match its shards"):
-        read_split(tmp_path, manifest, "train")
+        read_training(tmp_path, manifest)
