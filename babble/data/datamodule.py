@@ -46,7 +46,8 @@ class SpeechData(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
-        self.folder, self.manifest = open_shards(config.shards)
+        self.folder, manifest = open_shards(config.shards)
+        self.manifest = manifest if config.shifted else manifest.without_shifted()
         self.train_recordings: list[Segment] = []
         self.validation_recordings: list[Segment] = []
         # What is trained on. Baselines and descriptions are of the recordings themselves.

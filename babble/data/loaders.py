@@ -33,6 +33,8 @@ class DataConfig:
         shards: Folder of shards, written by `python -m jobs.preprocess`.
         reading: windows: shuffled windows, each from a fresh recurrent state, as in 2017. streams: contiguous speech,
             the state carried from chunk to chunk (truncated back-propagation through time).
+        shifted: Whether the training also reads the recordings that were encoded again from fractions of a frame
+            earlier (`--shifts` of jobs.preprocess).
         window_frames: Length of a window, or of a stream's chunk; 200 frames are 8 s in mode 1300.
         hop_frames: Distance between the starts of two windows; a tenth of their length if omitted. Only for windows.
         batch_size: Windows or parallel streams per step, on each process.
@@ -48,6 +50,7 @@ class DataConfig:
 
     shards: Path | None = None
     reading: Literal["windows", "streams"] = "windows"
+    shifted: bool = True
     window_frames: int = 200
     hop_frames: int | None = None
     batch_size: int = 64

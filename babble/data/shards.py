@@ -113,6 +113,10 @@ class Manifest:
         shards = [replace(shard, split="train") if shard.split == SHIFTED else shard for shard in self.shards]
         return replace(self, shards=shards, shifted=[{**recording, "split": "train"} for recording in self.shifted])
 
+    def without_shifted(self) -> "Manifest":
+        """Return this manifest without the recordings that were encoded again."""
+        return replace(self, shards=[shard for shard in self.shards if shard.split != SHIFTED], shifted=[])
+
     def split_frames(self, split: str) -> int:
         """Return the number of frames in a split."""
         return sum(shard.frames for shard in self.shards if shard.split == split)
@@ -374,7 +378,8 @@ def map_training(folder: Path, manifest: Manifest) -> tuple[np.ndarray, list[Seg
         ValueError: as `read_training`.
         OSError: the file can't be written: no permission, or the disk is full.
     """
-    path = folder / f".train-{hash_manifest(folder)[:12]}.npy"
+    kind = "shifted" if manifest.shifted else "train"
+    path = folder / f".{kind}-{hash_manifest(folder)[:12]}.npy"
     if not path.is_file():
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, read_training(folder, manifest)[0])

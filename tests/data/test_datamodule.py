@@ -125,6 +125,12 @@ def test_training_reads_shifted_recordings_too(reading: str, holding: str, shift
     # Nothing but the training reads them.
     assert manifest.split_lengths("train") == [1000, 750]
     assert "0.02 h of training speech and, shifted, 0.02 h (4 " in data.describe()
+    without = make_data(shards, reading=reading, window_frames=50, batch_size=4, holding=holding, shifted=False)
+    own = [r.frames for r in recordings[:2]]
+    real = {frames[start : start + 51].tobytes() for frames in own for start in range(len(frames) - 50)}
+    windows = [window for batch in without.train_dataloader() for window in batch.frames.numpy().astype(np.uint8)]
+    assert {window.tobytes() for window in windows} <= real
+    assert "0.02 h of training speech (2 " in without.describe()
 
 
 def keep_split(shards: Path, folder: Path, split: str) -> Path:
