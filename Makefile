@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+BABBLE := $(VENV)/bin/babble
 # Newer than pyproject.toml and constraints.txt if the installation is up to date.
 INSTALLED := $(VENV)/.installed
 
@@ -25,9 +26,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED) ## Train on tests/speech for 3 minutes and generate babble.wav: speech-like, without words
-	$(RUN) -m jobs.preprocess --config configs/demo-preprocess.yaml --sources tests/speech --out shards/demo
-	$(RUN) -m babble.train --config configs/demo.yaml --data.shards shards/demo --name demo
-	$(RUN) -m babble.generate runs/demo --seconds 60 --out babble.wav
+	$(BABBLE) preprocess --config configs/demo-preprocess.yaml --sources tests/speech --out shards/demo
+	$(BABBLE) train --config configs/demo.yaml --data.shards shards/demo --name demo
+	$(BABBLE) generate runs/demo --seconds 60 --out babble.wav
 	@echo
 	@echo "Results:"
 	@echo "  babble.wav             8 s of real speech, then one minute of generated speech"
@@ -36,7 +37,7 @@ demo: $(INSTALLED) ## Train on tests/speech for 3 minutes and generate babble.wa
 	@echo "  runs/demo              config, metrics, checkpoints, samples"
 	@echo "  shards/demo            the training speech as Codec 2 frames"
 	@echo "Next:"
-	@echo "  $(RUN) -m babble.generate runs/demo --seconds 60 --temperature 0.9 --out other.wav"
+	@echo "  $(BABBLE) generate runs/demo --seconds 60 --temperature 0.9 --out other.wav"
 	@echo "  README.md shows how to train on a whole audiobook."
 
 test: $(INSTALLED) ## Run the test suite

@@ -1,6 +1,6 @@
 """Config dataclass -> command line: the one place where command lines and YAML files are read.
 
-    run_command(TrainConfig, work, "python -m babble.train")
+    run_command(TrainConfig, work, "babble train")
 
 jsonargparse parses: defaults < YAML < command line, unknown keys stop the run, `--help` comes from the config's
 docstring. command_line.py prepares the words for it; here are errors in one line, exit codes and Ctrl-C.

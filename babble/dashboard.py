@@ -1,8 +1,8 @@
 """Create a W&B workspace and report for a project: loss with baselines, layers, samples, speed, sweeps.
 
-    python -m babble.dashboard
-    python -m babble.dashboard --project babble --entity our-team
-    python -m babble.dashboard --out dashboard.json
+    babble dashboard
+    babble dashboard --project babble --entity our-team
+    babble dashboard --out dashboard.json
 
 Workspace and report are sent to W&B. Without a key, or offline, they are written to a file.
 """
@@ -14,7 +14,7 @@ from babble.cli import CommandError, run_command
 from babble.files import write_json
 from babble.training.wandb_run import WandbConfig
 
-COMMAND = "python -m babble.dashboard"
+COMMAND = "babble dashboard"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def build(config: DashboardConfig) -> None:
 
 
 def main() -> None:
-    """Run `python -m babble.dashboard`."""
+    """Run `babble dashboard`."""
     run_command(DashboardConfig, build, COMMAND)
 
 

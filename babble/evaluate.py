@@ -1,8 +1,8 @@
 """Evaluate a network: metrics on held-out speech and of its babble, with their baselines.
 
-    python -m babble.evaluate runs/NAME --split test --json out.json --figure out.png
-    python -m babble.evaluate runs/NAME --babble-seconds 0
-    python -m babble.evaluate --shards shards/tale --temperature 0.9
+    babble evaluate runs/NAME --split test --json out.json --figure out.png
+    babble evaluate runs/NAME --babble-seconds 0
+    babble evaluate --shards shards/tale --temperature 0.9
 
 1. The network predicts every frame but the first of each held-out recording, state carried: mean absolute error in
    levels and, if the head has a likelihood, bits per frame; in total, by group and by field, and without the pitch of
@@ -251,10 +251,8 @@ def _measure(
 
 
 def main() -> None:
-    """Run `python -m babble.evaluate`."""
-    run_command(
-        EvaluateConfig, lambda config: print(format_evaluation(evaluate(config))), "python -m babble.evaluate", "run"
-    )
+    """Run `babble evaluate`."""
+    run_command(EvaluateConfig, lambda config: print(format_evaluation(evaluate(config))), "babble evaluate", "run")
 
 
 if __name__ == "__main__":

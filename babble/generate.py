@@ -1,10 +1,10 @@
 """Generate babble: a prompt and a checkpoint in, a WAV file out.
 
-    python -m babble.generate --seconds 60 --out babble.wav
-    python -m babble.generate runs/NAME --seconds 60 --prompt 12:30 --temperature pitch=0.7,lsp=0.9 --out babble.wav
-    python -m babble.generate runs/NAME/checkpoints/stage-1.ckpt --streams 4 --out four.wav
-    python -m babble.generate runs/NAME --seconds inf --out - | aplay -f S16_LE -r 8000
-    python -m babble.generate --prompt chapter.mp3 --seconds 0 --what-if pitch=flat:120 --out flat.wav
+    babble generate --seconds 60 --out babble.wav
+    babble generate runs/NAME --seconds 60 --prompt 12:30 --temperature pitch=0.7,lsp=0.9 --out babble.wav
+    babble generate runs/NAME/checkpoints/stage-1.ckpt --streams 4 --out four.wav
+    babble generate runs/NAME --seconds inf --out - | aplay -f S16_LE -r 8000
+    babble generate --prompt chapter.mp3 --seconds 0 --what-if pitch=flat:120 --out flat.wav
 
 1. The network receives the prompt, real speech by default (generation/prompts.py).
 2. Then each frame is sampled, and is the network's next input (generation/free_run.py).
@@ -234,8 +234,8 @@ def _run(config: GenerateConfig) -> None:
 
 
 def main() -> None:
-    """Run `python -m babble.generate`."""
-    run_command(GenerateConfig, _run, "python -m babble.generate", positional="run")
+    """Run `babble generate`."""
+    run_command(GenerateConfig, _run, "babble generate", positional="run")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Put runs and sweeps on one page to look at and listen to: a single HTML file that needs no network.
 
-    python -m babble.report runs/demo
-    python -m babble.report runs/A runs/B runs/SWEEP --out report.html
-    python -m babble.report runs/demo --sources recordings/ --epochs 5
+    babble report runs/demo
+    babble report runs/A runs/B runs/SWEEP --out report.html
+    babble report runs/demo --sources recordings/ --epochs 5
 
 The page has the samples with players, speech metrics of babble and real speech, settings, curves with baselines, and
 what `babble.evaluate --json` and `babble.tune` left in the folders. Every training writes such a page for its run.
@@ -18,7 +18,7 @@ from babble.cli import run_command
 from babble.files import check_writable
 from babble.reporting.render import SHOWN_EPOCHS, write_report
 
-COMMAND = "python -m babble.report"
+COMMAND = "babble report"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _work(config: ReportConfig) -> None:
 
 
 def main() -> None:
-    """Run `python -m babble.report`."""
+    """Run `babble report`."""
     run_command(ReportConfig, _work, COMMAND, "runs")
 
 

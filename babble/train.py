@@ -1,6 +1,6 @@
 """Train a network on shards.
 
-    python -m babble.train --config babble-cpu --data.shards shards/tale --name NAME [--model.units 320]
+    babble train --config babble-cpu --data.shards shards/tale --name NAME [--model.units 320]
 
 1. Everything that can be rejected is rejected first: settings, machine, shards. Nothing has been created then.
 2. The run folder runs/NAME is created. The same command again continues the run from its last checkpoint, to the same
@@ -81,7 +81,7 @@ def _write_report(run: RunFolder) -> None:
     try:
         write_report([run.path], run.report)
     except Exception as error:  # Whatever it is, a finished training must not fail because of its report.
-        command = shlex.join(["python", "-m", "babble.report", str(run.path)])
+        command = shlex.join(["babble", "report", str(run.path)])
         print(f"{run.report} could not be written: {error}\nTry: {command}", file=sys.stderr)
 
 
@@ -101,12 +101,12 @@ def _work(config: TrainConfig) -> None:
     else:
         print(f"{result.run}: done after {result.steps} steps, {best}.")
     print(f"Report: {shlex.quote(str(RunFolder(result.run).report))}")
-    print(f"Generate speech: python -m babble.generate {shlex.quote(str(result.run))} --seconds 60 --out babble.wav")
+    print(f"Generate speech: babble generate {shlex.quote(str(result.run))} --seconds 60 --out babble.wav")
 
 
 def main() -> None:
-    """Run `python -m babble.train`."""
-    run_command(TrainConfig, _work, "python -m babble.train")
+    """Run `babble train`."""
+    run_command(TrainConfig, _work, "babble train")
 
 
 if __name__ == "__main__":

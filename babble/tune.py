@@ -1,14 +1,14 @@
 """Train many configurations and compare them: a sweep over units, depth, cell, learning rate, ...
 
-    python -m babble.tune --config tune --data.shards shards/tale [--name NAME] [--model.units 80 ...]
-    python -m babble.tune --resume NAME [--runs runs] [--address HOST:PORT]
-    python -m babble.tune --report NAME [--runs runs]
+    babble tune --config tune --data.shards shards/tale [--name NAME] [--model.units 80 ...]
+    babble tune --resume NAME [--runs runs] [--address HOST:PORT]
+    babble tune --report NAME [--runs runs]
 
 All settings of babble.train are accepted too, and shared by all trials.
 
 1. The whole space is validated before the first trial: `plan_sweep` in sweeps/plan.py.
 2. Ray Tune chooses values and runs as many trials at once as there are cores or GPUs: sweeps/tuner.py. A trial is
-   `python -m babble.train` in a process of its own (sweeps/trial.py), so that it can be repeated alone.
+   `babble train` in a process of its own (sweeps/trial.py), so that it can be repeated alone.
 3. A crashed trial is continued from its own checkpoint, up to `trial.retries` times. A sweep that was stopped or killed
    is continued by `--resume NAME`, or by the same command again.
 4. Results are in runs/NAME at any time: trials.csv, and at the end, or after --report, answer.txt, answer.png,
@@ -33,7 +33,7 @@ from babble.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
 from babble.sweeps.ranking import ENDED
 from babble.training.config import TrainConfig, default_name
 
-PROG = "python -m babble.tune"
+PROG = "babble tune"
 
 
 @dataclass(frozen=True)
@@ -184,14 +184,14 @@ def report(folder: SweepFolder) -> str:
 def _print_report(folder: SweepFolder) -> None:
     print(f"\n{report(folder)}\n\nWritten to {folder.path}: answer.txt, answer.png, trials.csv, best.yaml.")
     words = shlex.join(["--config", f"{folder.path}/best.yaml", "--name", f"best-of-{folder.path.name}"])
-    print(f"Train the best again: python -m babble.train {words}")
+    print(f"Train the best again: babble train {words}")
     if folder.best.path.is_dir():
         best = shlex.quote(str(folder.best.path))
-        print(f"Listen to it:         python -m babble.generate {best} --seconds 60 --out babble.wav")
+        print(f"Listen to it:         babble generate {best} --seconds 60 --out babble.wav")
 
 
 def main() -> None:
-    """Run `python -m babble.tune`."""
+    """Run `babble tune`."""
     flags = {word.partition("=")[0] for word in sys.argv[1:]}
     if "--report" in flags:
         run_command(ReportConfig, lambda config: _print_report(SweepFolder(config.runs / config.report)), PROG)

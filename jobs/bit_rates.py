@@ -60,7 +60,7 @@ class BitRatesConfig:
         sources: Files, folders and zips of recordings, not encoded yet.
         validation: Name of the recording that is held out, as in split.validation of jobs.preprocess.
         out: Folder for shards, runs and bit-rates.csv.
-        config: Training config; its number of steps is replaced.
+        recipe: Training config; its number of steps is replaced.
         minutes: Time of each training on one core.
         modes: Codec 2 modes to compare.
         seeds: Random seeds of the trainings.
@@ -69,7 +69,7 @@ class BitRatesConfig:
     sources: tuple[Path, ...] = ()
     validation: str = ""
     out: Path = Path("bit-rates")
-    config: str = "demo"
+    recipe: str = "demo"
     minutes: float = 4.0
     modes: tuple[str, ...] = ("3200", "2400", "1600", "1300", "1200", "700C")
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -122,7 +122,7 @@ def _train(config: BitRatesConfig, shards: Path, name: str, steps: int, seed: in
     # The trial has fewer steps than the config's warm-up, and than lie between two rows of metrics.
     few = min(50, steps // 2)
     _run(
-        *("babble.train", "--config", config.config, "--data.shards", shards, "--runs", config.out / "runs"),
+        *("babble.train", "--config", config.recipe, "--data.shards", shards, "--runs", config.out / "runs"),
         *("--optim.warmup-steps", few, "--log-every-steps", few),
         *("--name", name, "--seed", seed, "--stop.steps", steps, "--stop.epochs", 1000, "--validate-every-epochs"),
         *(1000, "--samples.every-epochs", 0, "--compute.threads", 1, "--wandb.mode", "off", "--unfreezing", "[]"),

@@ -3,7 +3,7 @@
     python -m jobs.experiments --config experiments --shards shards/tale
 
 1. The config lists the experiments: a table, a name, the seeds, and the settings that differ from a shared base config.
-2. Each is a run of `python -m babble.train` on one core, several at the same time. An interrupted one is continued.
+2. Each is a run of `babble train` on one core, several at the same time. An interrupted one is continued.
 3. A finished one appends its row to the CSV. Experiments that have a row are skipped, so the file can grow over days.
 """
 

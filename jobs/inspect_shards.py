@@ -1,6 +1,6 @@
 """Check and describe a folder of shards.
 
-    python -m jobs.inspect_shards shards/tale [--csv frames.csv] [--histogram-csv histogram.csv]
+    babble inspect shards/tale [--csv frames.csv] [--histogram-csv histogram.csv]
 
 In: a folder written by jobs.preprocess. Steps:
 
@@ -29,7 +29,7 @@ from babble.cli import CommandError, run_command
 from babble.codec.frames import Mode, has_disordered_lsps, is_voiced
 from babble.data.shards import SHIFTED, SPLITS, Manifest, Segment, ShardFacts, read_manifest, read_segments
 
-COMMAND = "python -m jobs.inspect_shards"
+COMMAND = "babble inspect"
 # Share of frames at the codec's highest energy above which a recording is reported as too loud: twice the share in the
 # narration of 2017.
 TOO_LOUD = 0.025

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Evaluate a run and generate a minute of speech. RUN is a run folder; the other arguments go to `python -m babble.evaluate`.
+# Evaluate a run and generate a minute of speech. RUN is a run folder; the other arguments go to `babble evaluate`.
 #
 #   sbatch slurm/evaluate.sh RUN [--split validation ...]
 #   sbatch slurm/evaluate.sh runs/book --split test

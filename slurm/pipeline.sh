@@ -4,7 +4,7 @@
 #   slurm/pipeline.sh NAME PREPROCESS-ARGUMENTS [-- TRAIN-ARGUMENTS [-- EVALUATE-ARGUMENTS]]
 #   slurm/pipeline.sh book --sources audiobook/ -- --config configs/babble.yaml -- --split test
 #
-# Run it on a login node. The arguments go to `python -m jobs.preprocess`, `python -m babble.train` and `python -m
+# Run it on a login node. The arguments go to `babble preprocess`, `babble train` and `python -m
 # babble.evaluate`; the folders shards/NAME and runs/NAME are filled in. Three variables hold flags for sbatch, which
 # override the #SBATCH lines of each job's script:
 #

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Preprocess recordings into shards. The arguments go to `python -m jobs.preprocess`.
+# Preprocess recordings into shards. The arguments go to `babble preprocess`.
 #
 #   sbatch slurm/preprocess.sh --sources audiobook/ --out shards/book
 #   sbatch --nodes=4 --cpus-per-task=32 slurm/preprocess.sh ...     a Ray cluster over four nodes

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Train a network, one process per GPU. The arguments go to `python -m babble.train`.
+# Train a network, one process per GPU. The arguments go to `babble train`.
 #
 #   sbatch slurm/train.sh --config configs/babble.yaml --data.shards shards/book --name book
 #   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 slurm/train.sh ...         four nodes with eight GPUs each

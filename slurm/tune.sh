@@ -1,5 +1,5 @@
 #!/bin/bash
-# Run a sweep with Ray Tune. The arguments go to `python -m babble.tune`; --name is required.
+# Run a sweep with Ray Tune. The arguments go to `babble tune`; --name is required.
 #
 #   sbatch slurm/tune.sh --config configs/tune.yaml --data.shards shards/book --name sweep
 #   sbatch --nodes=4 --cpus-per-task=32 --gpus-per-node=8 slurm/tune.sh ...      trials on all cores and GPUs of four nodes

@@ -13,6 +13,7 @@ from unittest import mock
 
 from paths import ROOT
 
+from babble.__main__ import COMMANDS
 from babble.cli import read_config
 
 FENCED_SH = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -80,6 +81,8 @@ def check_command(command: str) -> None:
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words.pop(0)
         match words:
+            case ["babble" | ".venv/bin/babble", name, *argv] if name in COMMANDS:
+                read_program(COMMANDS[name].module, argv)
             case ["python" | ".venv/bin/python", "-m", module, *argv] if module.startswith(("babble.", "jobs.")):
                 read_program(module, argv)
             case ["make", *goals]:

@@ -16,9 +16,9 @@ LABELS = ("Machine", "Time", "Expect")
 
 
 def read_header(text: str) -> tuple[str, str]:
-    """Return the words of the opening comment and the command in it: the indented line that starts with python."""
+    """Return the words of the opening comment and the command in it: the indented line of a program."""
     (comment,) = re.findall(r"\A((?:#.*\n)*)", text)
-    command = re.search(r"^#  +(python (?:.*\\\n)*.*)", comment, re.MULTILINE)
+    command = re.search(r"^#  +((?:python|babble) (?:.*\\\n)*.*)", comment, re.MULTILINE)
     return re.sub(r"\n?# ?", " ", comment).strip(), re.sub(r"\\\n#", "", command[1]) if command else ""
 
 
@@ -32,9 +32,13 @@ def test_config_states_its_purpose(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_is_read_by_the_command_in_its_header(path: Path) -> None:
     _, command = read_header(path.read_text())
-    others = {"preprocess": "jobs.preprocess", "experiments.yaml": "jobs.experiments", "tune": "babble.tune"}
-    program = next((program for part, program in others.items() if part in path.name), "babble.train")
-    assert shlex.split(command)[:5] == ["python", "-m", program, "--config", f"configs/{path.name}"]
+    others = {
+        "preprocess": "babble preprocess",
+        "experiments.yaml": "python -m jobs.experiments",
+        "tune": "babble tune",
+    }
+    program = next((program for part, program in others.items() if part in path.name), "babble train")
+    assert command.split()[: len(program.split()) + 2] == [*program.split(), "--config", f"configs/{path.name}"]
     check_command(command)
 
 
@@ -42,7 +46,7 @@ def test_the_other_networks_of_2017_are_flags() -> None:
     words, command = read_header((ROOT / "configs/babble-rnn-2017.yaml").read_text())
     flags = re.findall(r"`(--(?:model|unfreezing).*?)`", words)
     assert len(flags) == 4
-    argv = shlex.split(command)[3:]
+    argv = shlex.split(command)[2:]
     read = [read_program("babble.train", [*argv, *shlex.split(flag)]) for flag in flags]
     assert [(c.model.cell, c.model.num_layers, c.model.units) for c in read] == [
         ("lstm", 3, 40),

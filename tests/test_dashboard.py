@@ -39,7 +39,7 @@ def test_without_a_key_it_writes_what_it_would_send(
     build(DashboardConfig(entity=entity, project="ours", out=tmp_path / "sent.json"))
     printed = capsys.readouterr().out
     assert "nothing was sent" in printed
-    assert f"wandb login, then python -m babble.dashboard {flag}--project ours" in printed
+    assert f"wandb login, then babble dashboard {flag}--project ours" in printed
     found = json.loads((tmp_path / "sent.json").read_text())
     assert (found["workspace"]["entity"], found["workspace"]["project"]) == (entity or "", "ours")
     assert found["report"]["project"]["name"] == "ours"

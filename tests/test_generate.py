@@ -20,12 +20,12 @@ from babble.codec.codec2 import read_c2, write_c2
 from babble.codec.edits import apply_edits, parse_edits
 from babble.codec.frames import MODES
 from babble.data.shards import read_manifest, read_recordings
+from babble.export import ExportConfig, export_voice
 from babble.generate import GenerateConfig, generate
 from babble.generation.free_run import FreeRun
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
 from babble.training.module import BabbleModule, OptimConfig
-from babble.voice import VoiceConfig, export_voice
 
 MODE = MODES["1300"]
 
@@ -216,7 +216,7 @@ def test_a_signal_stops_generation_and_all_frames_so_far_are_written(
 def test_an_exported_voice_is_small_and_generates_from_silence(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    path = export_voice(VoiceConfig(run=run, out=tmp_path / "voice"))
+    path = export_voice(ExportConfig(run=run, out=tmp_path / "voice"))
     assert path.stat().st_size < 0.7 * (run / "checkpoints/best.ckpt").stat().st_size
     kept = torch.load(path, weights_only=True)
     assert all(value.dtype == torch.float16 for value in kept["state_dict"].values())

@@ -108,12 +108,12 @@ def test_only_sh_blocks_are_commands() -> None:
         ("pip install babble", "cannot check this kind"),
         ("rm -rf runs", "cannot check this kind"),
         ("make demo && rm -rf runs", "cannot check this kind"),
-        ("python -m babble.generate runs/demo --out - | no-such-player", "cannot check this kind"),
-        ("python -m babble.train --no-such-flag 1", "no.such.flag"),
-        ("python -m babble.train --model.units many", "model.units"),
-        ("python -m babble.train --config configs/no-such-file.yaml", "no-such-file"),
-        ("python -m babble.generate runs/demo --second 60", "second"),
-        ("python -m jobs.preprocess --source tests/speech --out shards/demo", "source"),
+        ("babble generate runs/demo --out - | no-such-player", "cannot check this kind"),
+        ("babble train --no-such-flag 1", "no.such.flag"),
+        ("babble train --model.units many", "model.units"),
+        ("babble train --config configs/no-such-file.yaml", "no-such-file"),
+        ("babble generate runs/demo --second 60", "second"),
+        ("babble preprocess --source tests/speech --out shards/demo", "source"),
     ],
 )
 def test_a_command_that_would_fail_is_found(command: str, cause: str) -> None:
@@ -126,9 +126,9 @@ def test_a_command_that_would_fail_is_found(command: str, cause: str) -> None:
     [
         "make test PYTHON=python3.12",
         "pip install -c constraints.txt -e '.[preprocess,train]'",
-        "WANDB_MODE=offline python -m babble.train --config configs/demo.yaml --data.shards shards/demo --name demo",
-        "python -m babble.generate runs/demo --seconds 60 --out - | aplay -f S16_LE -r 8000",
-        "python -m jobs.preprocess --sources a.mp3 b.mp3 --out shards/demo",
+        "WANDB_MODE=offline babble train --config configs/demo.yaml --data.shards shards/demo --name demo",
+        "babble generate runs/demo --seconds 60 --out - | aplay -f S16_LE -r 8000",
+        "babble preprocess --sources a.mp3 b.mp3 --out shards/demo",
     ],
 )
 def test_a_working_command_passes(command: str) -> None:

@@ -20,8 +20,9 @@ LAYERS = (
     ("babble.generation", "babble.sweeps"),
     ("babble.reporting",),
     ("babble.training",),
-    *((f"babble.{command}",) for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "voice")),
+    *((f"babble.{command}",) for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "export")),
     ("jobs",),
+    ("babble.__main__",),
 )
 # The only modules that may import a library.
 LIBRARIES = {

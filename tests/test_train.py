@@ -534,7 +534,7 @@ def test_a_resumed_run_is_the_same_wandb_run(speech_shards: Path, tmp_path: Path
 def test_a_report_that_fails_does_not_fail_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with mock.patch("babble.train.write_report", side_effect=KeyError("bug")):
         _write_report(RunFolder(tmp_path))
-    assert f"Try: python -m babble.report {tmp_path}" in capsys.readouterr().err
+    assert f"Try: babble report {tmp_path}" in capsys.readouterr().err
 
 
 def test_printed_commands_are_quoted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
@@ -543,4 +543,4 @@ def test_printed_commands_are_quoted(monkeypatch: pytest.MonkeyPatch, capsys: py
     train_module._work(TrainConfig(stop=StopConfig(epochs=1)))
     *_, report, command = capsys.readouterr().out.splitlines()
     assert shlex.split(report)[1:] == [f"{run}/report.html"]
-    assert shlex.split(command.partition(": ")[2])[:4] == ["python", "-m", "babble.generate", str(run)]
+    assert shlex.split(command.partition(": ")[2])[:3] == ["babble", "generate", str(run)]

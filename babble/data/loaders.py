@@ -30,7 +30,7 @@ class DataConfig:
     """Dataset and windowing settings.
 
     Attributes:
-        shards: Folder of shards, written by `python -m jobs.preprocess`.
+        shards: Folder of shards, written by `babble preprocess`.
         reading: windows: shuffled windows, each from a fresh recurrent state, as in 2017. streams: contiguous speech,
             the state carried from chunk to chunk (truncated back-propagation through time).
         shifted: Whether the training also reads the recordings that were encoded again from fractions of a frame

@@ -198,7 +198,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def open_shards(folder: Path | None) -> tuple[Path, Manifest]:
     """Return the folder that data.shards names, and its manifest; raises as `read_manifest`, or if it names none."""
     if folder is None:
-        raise ValueError("data.shards is not set: give --data.shards, the folder written by python -m jobs.preprocess.")
+        raise ValueError("data.shards is not set: give --data.shards, the folder written by babble preprocess.")
     return folder, read_manifest(folder)
 
 
@@ -268,7 +268,7 @@ def _explain_missing_manifest(path: Path) -> str:
     def is_recording(path: Path) -> bool:
         return path.suffix.lower() in (*SUFFIXES, ".zip")
 
-    advice = "Make shards with: python -m jobs.preprocess --sources {} --out shards/NAME"
+    advice = "Make shards with: babble preprocess --sources {} --out shards/NAME"
     named = advice.format(shlex.quote(str(path)))
     if path.is_file():
         if is_recording(path):

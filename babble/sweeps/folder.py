@@ -7,8 +7,8 @@ runs/NAME/
     trials.csv         one row per trial with its values, state and best result; always up to date
     answer.txt         the table of configurations, best first, and the variance explained per setting
     answer.png         results against number of weights and against time
-    best.yaml          the best configuration, for python -m babble.train --config
-    best/              its run, for python -m babble.generate
+    best.yaml          the best configuration, for babble train --config
+    best/              its run, for babble generate
     ray/               the state of Ray Tune, for --resume
 """
 
@@ -150,7 +150,7 @@ class SweepFolder:
         return unflatten(flatten(self.read_base()) | apply_values(self.read_axes(), values) | own)
 
     def write_config(self, name: str, values: Values, seed: int) -> Path:
-        """Write a trial's config, for `python -m babble.train --config`; return its path."""
+        """Write a trial's config, for `babble train --config`; return its path."""
         path = self.trials / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, to_yaml(self.trial_settings(values, seed, name)))

@@ -108,7 +108,7 @@ def _check_range(key: str, kind: str, values: Any) -> None:
 def _check_known(keys: Iterable[str], known: set[str]) -> None:
     for key in keys:
         if key not in known:
-            raise ValueError(f"space: babble.train has no setting {key}: see `python -m babble.train --help`.")
+            raise ValueError(f"space: babble.train has no setting {key}: see `babble train --help`.")
 
 
 def apply_values(axes: Sequence[Axis], values: Values) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A trial of a sweep: `python -m babble.train` in a process of its own, supervised by Ray Tune.
+"""A trial of a sweep: `babble train` in a process of its own, supervised by Ray Tune.
 
 1. Tune chooses the values; with the settings that all trials share they become the trial's config file.
 2. `Trial` starts the training as a user would, so it checkpoints and resumes like any other. If the supervising process

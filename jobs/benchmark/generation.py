@@ -86,7 +86,7 @@ def _measure_command(network: str, run: Path, config: BenchmarkConfig) -> Measur
     loop = json.loads(wav.with_suffix(".json").read_text())["times_real_time"]
     note = f"{seconds} s in {usage.wall_seconds:.1f} s, imports and picture included; without them {loop:g} x real time"
     speed = seconds / usage.wall_seconds
-    return Measurement(f"python -m babble.generate, {network}", "x real time", (speed,), note=note)
+    return Measurement(f"babble generate, {network}", "x real time", (speed,), note=note)
 
 
 def measure_evaluation(config: BenchmarkConfig, folder: Path) -> list[Measurement]:

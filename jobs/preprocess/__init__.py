@@ -1,1 +1,1 @@
-"""`python -m jobs.preprocess`: recordings -> shards, in parallel with Ray. job.py is the map of this package."""
+"""`babble preprocess`: recordings -> shards, in parallel with Ray. job.py is the map of this package."""

@@ -1,4 +1,4 @@
-"""Run `python -m jobs.preprocess`."""
+"""Run `babble preprocess`."""
 
 from babble.cli import run_command
 from jobs.preprocess.config import COMMAND, PreprocessConfig

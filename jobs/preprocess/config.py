@@ -1,4 +1,4 @@
-"""The settings of `python -m jobs.preprocess`."""
+"""The settings of `babble preprocess`."""
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from babble.codec.frames import get_mode
 from babble.training.wandb_run import WandbConfig
 from preprocessing.split import SplitConfig
 
-COMMAND = "python -m jobs.preprocess"
+COMMAND = "babble preprocess"
 # 20 MB of pcm; the object store holds a few chunks per core.
 MAX_CHUNK_SECONDS = 1200
 

@@ -1,6 +1,6 @@
 """Recordings -> shards, in parallel with Ray.
 
-    python -m jobs.preprocess --sources PATH... --out shards/tale [--mode 1300] [--config configs/preprocess.yaml]
+    babble preprocess --sources PATH... --out shards/tale [--mode 1300] [--config configs/preprocess.yaml]
 
 In: files, folders and zips of MP3, FLAC, WAV, OGG, M4B, AAC, .c2 or .c2cb. Steps, and the module of each:
 

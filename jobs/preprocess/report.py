@@ -105,10 +105,10 @@ def describe_next(out: Path, manifest: Manifest) -> str:
         split = "test" if manifest.split_frames("test") else "validation"
         # The measures of babble need a training split.
         flags = f"--shards {shlex.quote(str(out))} --split {split} --babble-seconds 0"
-        return f"next: python -m babble.evaluate runs/NAME {flags}"
+        return f"next: babble evaluate runs/NAME {flags}"
     config, time = recommend_config(hours, has_nvidia_gpu())
     where = shlex.join(["--data.shards", str(out), "--name", out.resolve().name])
-    return f"next ({time}): python -m babble.train --config {config} {where}"
+    return f"next ({time}): babble train --config {config} {where}"
 
 
 def recommend_config(hours: float, has_gpu: bool) -> tuple[str, str]:

@@ -118,7 +118,7 @@ def test_advice_for_a_wrong_path_is_safe_to_follow(tmp_path: Path, monkeypatch: 
         Path(file).touch()
     Path("runs/demo/babble.wav").touch()
     Path("empty").mkdir()
-    preprocess = "Make shards with: python -m jobs.preprocess --sources {} --out shards/NAME"
+    preprocess = "Make shards with: babble preprocess --sources {} --out shards/NAME"
     for path, message in {
         "my book.mp3": "my book.mp3 is a recording, not a folder of shards. " + preprocess.format("'my book.mp3'"),
         "books": "books contains recordings, not shards. " + preprocess.format("books"),

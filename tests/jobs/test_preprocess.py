@@ -747,7 +747,7 @@ def test_shares_on_one_cluster_together_write_the_same_bytes(
     # The share that ended last has written the shards.
     assert (out / "report.txt").read_text() in printed
     assert "0.02 h were encoded before; Ray took" in printed
-    assert re.search(r"^next \(about .*\): python -m babble.train --config [a-z-]+ ", printed, re.MULTILINE)
+    assert re.search(r"^next \(about .*\): babble train --config [a-z-]+ ", printed, re.MULTILINE)
     assert ray.cluster_resources()["CPU"] == 2
     preprocess(config(book, out, share="1/3"))
     assert "is finished already" in capsys.readouterr().out
@@ -762,7 +762,7 @@ def test_a_corpus_can_be_for_evaluation_only(book: Path, tmp_path: Path) -> None
     assert [recording["split"] for recording in manifest.recordings] == ["test", "test"]
     assert manifest.split_frames("test") == 125 + 300
     assert "no recordings for training: these shards are for evaluation only" in printed
-    assert f"next: python -m babble.evaluate runs/NAME --shards {out} --split test --babble-seconds 0\n" in printed
+    assert f"next: babble evaluate runs/NAME --shards {out} --split test --babble-seconds 0\n" in printed
     evaluation = evaluate(EvaluateConfig(shards=out, split="test", babble_seconds=0))
     assert 10 < evaluation["held_out"]["bits_per_frame"] < 52
     assert evaluation["baselines"] == {}

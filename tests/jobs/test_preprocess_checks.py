@@ -143,8 +143,7 @@ def test_the_next_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(report, "has_nvidia_gpu", lambda: False)
     manifest = Manifest(M1300, {}, [], [ShardFacts("train-000000.tar", "train", "", 1, 28800)], [])
     assert report.describe_next(Path("my shards/tale"), manifest) == (
-        "next (about 3 minutes on two CPU cores): python -m babble.train --config demo "
-        "--data.shards 'my shards/tale' --name tale"
+        "next (about 3 minutes on two CPU cores): babble train --config demo --data.shards 'my shards/tale' --name tale"
     )
 
 
