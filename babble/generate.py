@@ -16,22 +16,20 @@ the alarms with their times in the WAV). With --what-if the same frames are writ
 edited (codec/edits.py): babble-what-if.wav, .c2 and .png. Without a run, the bundled voice generates.
 """
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from babble.cli import CommandError, Interrupted, config_to_dict, run_command
+from babble.codec.codec2 import decode_frames
 from babble.codec.edits import Edit, apply_edits, parse_edits
 from babble.codec.frames import Mode
 from babble.files import check_writable, write_json
-from babble.generation.free_run import FreeRun, choose_sampling
+from babble.generation.free_run import FreeRun, choose_sampling, one_thread
 from babble.generation.output import STDOUT, Stream, read_wav, run_streams, write_frames, write_wav
 from babble.generation.prompts import Prompt, find_prompt
 from babble.model.checkpoint import build_model, load_checkpoint
@@ -128,7 +126,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     total_frames = math.inf
     if not math.isinf(config.seconds):
         total_frames = max(int(config.seconds > 0), round(config.seconds * mode.frames_per_second))
-    with _one_thread():
+    with one_thread():
         prompts_BTF = np.repeat(prompt.frames[None], config.streams, axis=0)
         free_run = FreeRun(model, prompts_BTF, sampling, config.seed)
         started = time.monotonic()
@@ -160,17 +158,6 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     return all_facts
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: a few streams are a chain of small products, which more threads only slow down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _name_outputs(config: GenerateConfig) -> list[str]:
     if config.streams == 1:
         return [config.out]
@@ -193,7 +180,7 @@ def _write_files(stream: Stream, facts: dict[str, Any], prompt: Prompt, edits: t
     write_json(out.with_suffix(".json"), facts)
     if edits:
         edited_out, edited = _name_edited(out), apply_edits(frames, edits, mode)
-        write_wav(edited_out, edited, mode)
+        write_wav(edited_out, decode_frames(edited, mode))
         write_frames(edited_out.with_suffix(".c2"), edited, mode)
         _plot(edited_out, edited, mode, f"{edited_out.name}: {facts['what_if']}; {prompt.origin}", prompt_frames)
 

@@ -30,13 +30,17 @@ def test_documented_command_would_work(command: str) -> None:
     check_command(command)
 
 
-def test_python_example_generates_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_example_generates_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    monkeypatch.chdir(ROOT)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
-    assert (names["pcm"].dtype, names["pcm"].shape) == (np.int16, (80_000,))
-    assert np.abs(names["pcm"]).max() > 1000, "silence"
+    speech = names["speech"]
+    assert (speech.pcm.dtype, speech.pcm.shape, speech.frames.shape) == (np.int16, (80_000,), (250, 16))
+    assert np.abs(speech.pcm).max() > 1000, "silence"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.wav", "tests"]
+    assert np.abs(next(names["blocks"]).pcm).max() > 1000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,6 +20,7 @@ LAYERS = (
     ("babble.generation", "babble.sweeps"),
     ("babble.reporting",),
     ("babble.training",),
+    ("babble.api",),
     *((f"babble.{command}",) for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "export")),
     ("jobs",),
     ("babble.__main__",),

@@ -5,6 +5,9 @@
 State is carried from frame to frame, so every frame costs the same, however many came before it.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -36,6 +39,17 @@ def choose_sampling(
             "Remove the flag."
         )
     return Sampling.for_mode(model.mode, **chosen)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: a few streams are a chain of small products, which more threads only slow down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class FreeRun:

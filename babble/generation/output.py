@@ -12,13 +12,13 @@ import wave
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGINT, SIGTERM
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
 from babble.cli import OutputClosed
-from babble.codec.codec2 import Decoder, c2_header, decode_frames
+from babble.codec.codec2 import Decoder, c2_header
 from babble.codec.failures import Guard
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, pack_packets
 from babble.files import write_bytes
@@ -26,6 +26,8 @@ from babble.generation.free_run import BLOCK_FRAMES, FreeRun
 from babble.processes import StopRequest
 
 STDOUT = "-"
+# One channel of two bytes per sample.
+WAV_PARAMETERS = (1, 2, SAMPLE_RATE_HZ, 0, "NONE", "")
 
 
 class PcmWriter:
@@ -36,7 +38,7 @@ class PcmWriter:
         if out != STDOUT:
             Path(out).parent.mkdir(parents=True, exist_ok=True)
             self._wav = wave.open(out, "wb")  # noqa: SIM115  (closed by `close`)
-            self._wav.setparams((1, 2, SAMPLE_RATE_HZ, 0, "NONE", ""))
+            self._wav.setparams(WAV_PARAMETERS)
 
     def write(self, pcm: np.ndarray) -> None:
         """Append pcm (N,).
@@ -167,11 +169,11 @@ def write_frames(path: Path, frames: np.ndarray, mode: Mode) -> None:
     write_bytes(path, c2_header(mode) + pack_packets(frames, mode))
 
 
-def write_wav(path: Path, frames: np.ndarray, mode: Mode) -> None:
-    """Write frames (T, F) as a WAV file."""
-    writer = PcmWriter(str(path))
-    writer.write(decode_frames(frames, mode))
-    writer.close()
+def write_wav(file: Path | BinaryIO, pcm: np.ndarray) -> None:
+    """Write pcm, int16 (N,) at 8 kHz, as a WAV file: to a path or an open file."""
+    with wave.open(str(file) if isinstance(file, Path) else file, "wb") as wav:
+        wav.setparams(WAV_PARAMETERS)
+        wav.writeframes(pcm.astype("<i2").tobytes())
 
 
 def read_wav(path: Path, num_samples: int) -> np.ndarray:

@@ -70,7 +70,14 @@ def find_prompt(
     elif name == "random" or _parse_position(name, mode) is not None:
         prompt = _cut_held_out(name, run, mode, num_frames or PROMPT_FRAMES, shards, seed)
     else:
-        prompt = Prompt(_read_audio(Path(name), mode), name)
+        if not Path(name).is_file():
+            raise FileNotFoundError(
+                f"--prompt {name}: not an existing file, a time (12:30), frame:N, random, silence or samples:N."
+            )
+        try:
+            prompt = Prompt(read_frames(Path(name), mode), name)
+        except ValueError as error:
+            raise ValueError(f"--prompt {error}") from None
     wanted = num_frames or max(1, len(prompt.frames))
     if len(prompt.frames) < wanted:
         raise ValueError(f"--prompt {name} has {len(prompt.frames)} frames, but {wanted} are needed.")
@@ -142,20 +149,23 @@ def _cut_held_out(name: str, run: RunFolder, mode: Mode, num_frames: int, shards
     return Prompt(held_out[first : first + num_frames], f"held-out frame {first} of {folder}")
 
 
-def _read_audio(path: Path, mode: Mode) -> np.ndarray:
-    """Return a user's audio as frames (T, F), encoded as the preprocessing encodes it."""
+def read_frames(path: Path, mode: Mode) -> np.ndarray:
+    """Return a recording as frames (T, F), encoded as the preprocessing encodes it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no audio, or .c2 of another mode.
+    """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"--prompt {path}: not an existing file, a time (12:30), frame:N, random, silence or samples:N."
-        )
+        raise FileNotFoundError(f"{path} is not an existing file.")
     if path.suffix == ".c2":
         frames, found = read_c2(path)
         if found != mode:
-            raise ValueError(f"--prompt {path} has mode {found.name}, but the network was trained on mode {mode.name}.")
+            raise ValueError(f"{path} has mode {found.name}, but mode {mode.name} is needed.")
         return frames
     try:
         with open_recording(path) as recording:
             packets = encode_recording(recording.pcm_blocks(), mode, CHUNK_FRAMES)
     except BadRecording as bad:
-        raise ValueError(f"--prompt {path}: {bad}") from None
+        raise ValueError(f"{path}: {bad}") from None
     return unpack_packets(packets, mode)

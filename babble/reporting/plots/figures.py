@@ -1,7 +1,7 @@
 """What all figures share: size, colours, title, grid, note, and how a PNG is written."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,19 +49,25 @@ def write_note(figure: Figure, note: str) -> None:
     figure.text(x, y, note, fontsize=8, color=GREY, va="bottom", parse_math=False)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG of 256 colours, whole or not at all.
+def write_png(figure: Figure, file: Path | BinaryIO) -> None:
+    """Write a figure as a PNG of 256 colours.
 
     The same figure gives the same bytes with the same versions of matplotlib and Pillow.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # Figure.savefig stores four bytes per pixel, and a spectrogram hardly compresses: three times the size.
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(256, dither=Image.Dither.NONE)
+    image.save(file, format="png", optimize=True)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG of 256 colours, whole or not at all.
 
     Raises:
         ValueError: the name does not end in .png.
     """
     if path.suffix != ".png":
         raise ValueError(f"{path}: figures are saved as PNG; the name must end in .png.")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    # Figure.savefig stores four bytes per pixel, and a spectrogram hardly compresses: three times the size.
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(256, dither=Image.Dither.NONE)
     with replacing(path) as temporary:
-        image.save(temporary, format="png", optimize=True)
+        write_png(figure, temporary)
