@@ -19,6 +19,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "voice": Command("babble.voice", "make a voice from your own recordings, in minutes"),
     "preprocess": Command("jobs.preprocess", "recordings to shards of Codec 2 frames, in parallel"),
     "inspect": Command("jobs.inspect_shards", "check and describe shards"),
     "train": Command("babble.train", "train a network on shards, or resume the run of that name"),

@@ -23,6 +23,7 @@ LAYERS = (
     ("babble.api",),
     *((f"babble.{command}",) for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "export")),
     ("jobs",),
+    ("babble.voice",),
     ("babble.__main__",),
 )
 # The only modules that may import a library.

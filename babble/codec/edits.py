@@ -6,6 +6,7 @@
 The edits, as `--what-if` takes them, separated by commas:
 
     pitch=flat:120    all at 120 Hz                        pitch=mean     all at the mean pitch
+    pitch=scale:1.2   higher by 20 %                       lsp=scale:1.1  formants higher by 10 %
     energy=+6dB       louder, or softer with -6dB          energy=flat:25, energy=mean
     lsp=mean          the mean spectrum in every frame
     voicing=off       a whisper                            voicing=on     a buzz
@@ -19,13 +20,15 @@ from typing import Literal, cast
 
 import numpy as np
 
-from babble.codec.frames import Group, Mode, energy_db, is_voiced, pitch_hz
+from babble.codec.frames import Group, Mode, energy_db, is_voiced, lsp_hz, pitch_hz
 
+# The factors that an edit may scale by: two octaves down and up.
+SCALES = (0.25, 4.0)
 UNITS = {"pitch": "Hz", "energy": "dB"}
 FORMS = {
-    "pitch": "pitch=flat:120 (Hz) or pitch=mean",
+    "pitch": "pitch=flat:120 (Hz), pitch=scale:1.2 or pitch=mean",
     "energy": "energy=+6dB, energy=-6dB, energy=flat:25 (dB) or energy=mean",
-    "lsp": "lsp=mean",
+    "lsp": "lsp=scale:1.1 or lsp=mean",
     "voicing": "voicing=off or voicing=on",
 }
 
@@ -36,12 +39,12 @@ class Edit:
 
     Attributes:
         group: the group that changes.
-        kind: "flat" and "shift" use an amount; "mean", "on" and "off" do not.
-        amount: Hz for pitch, dB for energy.
+        kind: "flat", "shift" and "scale" use an amount; "mean", "on" and "off" do not.
+        amount: Hz for flat pitch, dB for energy, a factor for "scale".
     """
 
     group: Group
-    kind: Literal["flat", "shift", "mean", "on", "off"]
+    kind: Literal["flat", "shift", "scale", "mean", "on", "off"]
     amount: float = 0.0
 
 
@@ -57,6 +60,10 @@ def parse_edits(text: str, mode: Mode) -> tuple[Edit, ...]:
         if not columns or any(mode.fields[f].kind == "label" for f in columns):
             found = "codes it as a label, which has no neighbouring levels" if columns else "has no fields for it"
             raise ValueError(f"--what-if {text}: {edit.group} can't be changed in mode {mode.name}, which {found}.")
+        if edit.kind == "scale" and not SCALES[0] <= edit.amount <= SCALES[1]:
+            raise ValueError(f"--what-if {text}: a scale must be from {SCALES[0]:g} to {SCALES[1]:g}.")
+        if edit.kind == "scale" and edit.group == "lsp" and mode.name == "3200":
+            raise ValueError(f"--what-if {text}: mode 3200 codes differences of LSPs, which can't be scaled.")
         if edit.kind == "flat":
             values_V = _level_values(edit.group, mode)
             low, high = np.nanmin(values_V), np.nanmax(values_V)
@@ -74,6 +81,8 @@ def _parse_edit(part: str, text: str) -> Edit:
         return Edit(cast(Group, match[1]), "flat", float(match[2]))
     if match := re.fullmatch(rf"energy=(?=[+-]){number}dB", part):
         return Edit("energy", "shift", float(match[1]))
+    if match := re.fullmatch(rf"(pitch|lsp)=scale:{number}", part):
+        return Edit(cast(Group, match[1]), "scale", float(match[2]))
     if match := re.fullmatch(r"(pitch|energy|lsp)=mean", part):
         return Edit(cast(Group, match[1]), "mean")
     if part in ("voicing=on", "voicing=off"):
@@ -105,11 +114,24 @@ def apply_edits(frames: np.ndarray, edits: tuple[Edit, ...], mode: Mode) -> np.n
         columns = mode.group_indices(edit.group)
         if edit.group == "voicing":
             changed[:, columns] = int(edit.kind == "on")
+        elif edit.group == "lsp" and edit.kind == "scale":
+            changed[:, columns] = _scale_lsps(frames, edit.amount, mode)
         elif edit.group == "lsp":
             changed[:, columns] = np.rint(frames[:, columns].mean(axis=0))
         else:
             changed[:, columns] = _new_levels(frames, edit, mode)
     return changed
+
+
+def _scale_lsps(frames: np.ndarray, factor: float, mode: Mode) -> np.ndarray:
+    """Return the levels (T, columns) of the LSPs whose frequencies are nearest to `factor` times those of the frames."""
+    columns = mode.group_indices("lsp")
+    lowest, next_lowest = (np.full((1, mode.num_fields), level) for level in (0, 1))
+    hz, first, second = (lsp_hz(some, mode) for some in (frames, lowest, next_lowest))
+    assert hz is not None
+    assert first is not None
+    assert second is not None
+    return np.clip(np.rint((hz * factor - first) / (second - first)), 0, mode.levels[columns] - 1)
 
 
 def _new_levels(frames: np.ndarray, edit: Edit, mode: Mode) -> np.ndarray:
@@ -119,6 +141,8 @@ def _new_levels(frames: np.ndarray, edit: Edit, mode: Mode) -> np.ndarray:
     now = values_V[levels]
     if edit.kind == "shift":
         wanted = now + edit.amount
+    elif edit.kind == "scale":
+        wanted = now * edit.amount
     elif edit.kind == "flat":
         wanted = np.full(now.shape, edit.amount)
     else:

@@ -67,21 +67,26 @@ class FreeRun:
     ) -> None:
         device = next(model.parameters()).device
         generator = torch.Generator(device).manual_seed(seed)
+        self._head, self._generator, self._dtype = model.head, generator, model.mode.dtype
         with torch.inference_mode():
             hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)).to(device))
             self._step = model.make_step()
-            self._sample = model.head.make_sampler(sampling or Sampling.for_mode(model.mode), generator)
-        self._dtype = model.mode.dtype
+        self.set_sampling(sampling or Sampling.for_mode(model.mode))
         self._after_prompt = hidden_BTH[:, -1], state
         self._now = self._after_prompt
 
-    def make_block(self) -> np.ndarray:
-        """Return the next frames (B, BLOCK_FRAMES, F) of every stream."""
+    def set_sampling(self, sampling: Sampling) -> None:
+        """Sample the frames from now on with other settings."""
+        with torch.inference_mode():
+            self._sample = self._head.make_sampler(sampling, self._generator)
+
+    def make_block(self, num_frames: int = BLOCK_FRAMES) -> np.ndarray:
+        """Return the next frames (B, num_frames, F) of every stream."""
         hidden_BH, state = self._now
         # One block per call: entering and leaving inference mode takes as long as a layer.
         with torch.inference_mode():
             block = []
-            for _ in range(BLOCK_FRAMES):
+            for _ in range(num_frames):
                 frames_BF = self._sample(hidden_BH)
                 block.append(frames_BF)
                 hidden_BH, state = self._step(frames_BF, state)

@@ -22,7 +22,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
-from babble.cli import config_to_dict
+from babble.cli import config_to_dict, flatten
 from babble.data.datamodule import SpeechData
 from babble.data.shards import MANIFEST, verify_shards
 from babble.evaluation.baselines import baseline_lines, measure_baselines
@@ -110,8 +110,10 @@ def is_first_rank() -> bool:
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Silence messages of Lightning and torch that do not apply here; restore everything at the end."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = logger.level
+    # Banner, tips, and a line per process; the start table has what matters.
+    names = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         # Batches come from memory (data/loaders.py): loader workers would only copy them.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -123,12 +125,13 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
         # The new name of this argument is not in the oldest torch that babble supports.
         warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")
-        # Banner and tips; the start table has what matters.
-        logger.setLevel(logging.WARNING)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def build_training(config: TrainConfig, topology: Topology, request: StopRequest) -> Training:
@@ -181,9 +184,12 @@ def _load_weights(module: BabbleModule, init_from: Path) -> None:
     """
     _, path = locate_checkpoint(init_from)
     checkpoint = load_checkpoint(path)
-    theirs, ours = checkpoint.get("hyper_parameters"), dict(module.hparams)
-    if theirs != ours:
-        raise ValueError(f"--init-from {init_from}: {path} has another architecture: {theirs}; this run has {ours}.")
+    theirs, ours = (flatten(some) for some in (checkpoint.get("hyper_parameters", {}), dict(module.hparams)))
+    # Dropout has no weights: another voice may need more of it.
+    different = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key) and key != "model.dropout"]
+    if different:
+        values = ", ".join(f"{key}={theirs.get(key)}, here {ours.get(key)}" for key in different)
+        raise ValueError(f"--init-from {init_from}: {path} has another architecture: {values}.")
     module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 

@@ -27,7 +27,7 @@ class Stage:
     """A part of the training with the same trained layers.
 
     Attributes:
-        layers: Trained recurrent layers, counted from 1 at the bottom.
+        layers: Trained recurrent layers, counted from 1 at the bottom; none: only input layer and head are trained.
         epochs: Length; omitted in the last stage, and only there.
     """
 
@@ -43,10 +43,10 @@ def check_stages(stages: tuple[Stage, ...], num_layers: int, before_unfreezing: 
     """
     for number, stage in enumerate(stages, 1):
         unknown = [layer for layer in stage.layers if not 1 <= layer <= num_layers]
-        if unknown or not stage.layers:
+        if unknown:
             raise ValueError(
                 f"unfreezing: stage {number} has layers {list(stage.layers)}, but model.num_layers={num_layers}: "
-                f"expected at least one of 1 to {num_layers}."
+                f"expected layers from 1 to {num_layers}."
             )
         is_last = number == len(stages)
         if (stage.epochs is None) != is_last or (stage.epochs is not None and stage.epochs < 1):

@@ -2,7 +2,7 @@
 
 from babble.cli import run_command
 from jobs.preprocess.config import COMMAND, PreprocessConfig
-from jobs.preprocess.job import preprocess
+from jobs.preprocess.job import run
 
 if __name__ == "__main__":
-    run_command(PreprocessConfig, preprocess, COMMAND)
+    run_command(PreprocessConfig, run, COMMAND)

@@ -21,7 +21,7 @@ import time
 
 from babble.cli import CommandError, Interrupted
 from babble.codec.frames import get_mode
-from babble.data.shards import MANIFEST
+from babble.data.shards import MANIFEST, read_manifest
 from babble.files import FileInUse, check_writable
 from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.output import (
@@ -46,6 +46,15 @@ from jobs.preprocess.staging import Encoded, Staging, disk_full_message, open_st
 from jobs.preprocess.worker import DISK_FULL
 from preprocessing.sources import Found, Source, find_sources
 from preprocessing.split import Split, find_lost_splits, match_names, split_recordings
+
+
+def run(config: PreprocessConfig) -> None:
+    """Do the work of `babble preprocess`: see `preprocess`; then print the next command."""
+    preprocess(config)
+    assert config.out is not None
+    # A share that does not end last writes no shards.
+    if (config.out / MANIFEST).is_file():
+        print(describe_next(config.out, read_manifest(config.out)), flush=True)
 
 
 def preprocess(config: PreprocessConfig) -> None:
@@ -185,4 +194,3 @@ def _write(
             f"--max-failures {len(failures)}."
         )
     shutil.rmtree(staging.folder)
-    print(describe_next(out, manifest), flush=True)

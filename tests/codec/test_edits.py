@@ -54,6 +54,23 @@ def test_pitch_and_energy_get_the_values_of_the_edit(name: str) -> None:
     assert np.abs(louder - db - 6)[below].max() <= 1.25
 
 
+@pytest.mark.parametrize("name", ["1600", "1300"])
+def test_scaled_pitch_and_spectrum_are_that_factor_higher(name: str) -> None:
+    mode = MODES[name]
+    frames = read_speech(mode)
+    higher, before = pitch_hz(change(frames, "pitch=scale:1.2", mode), mode), pitch_hz(frames, mode)
+    assert higher is not None
+    assert before is not None
+    voiced = is_voiced(frames, mode) & (before < 300)
+    assert higher[voiced] / before[voiced] == pytest.approx(1.2, rel=0.02)
+    lsp, wider = lsp_hz(frames, mode), lsp_hz(change(frames, "lsp=scale:1.1", mode), mode)
+    assert lsp is not None
+    assert wider is not None
+    inside = (wider > wider.min(axis=0)) & (wider < wider.max(axis=0))
+    assert np.abs(wider - 1.1 * lsp)[inside].max() <= 100
+    assert np.mean((wider / lsp)[inside]) == pytest.approx(1.1, abs=0.01)
+
+
 def test_the_spectrum_is_constant_and_a_whisper_is_unvoiced() -> None:
     mode = MODES["1300"]
     frames = read_speech(mode)
@@ -100,6 +117,8 @@ def test_edits_combine_and_pitch_has_no_mean_without_a_voiced_frame() -> None:
         ("pitch=flat:120", "1200", "can't be changed in mode 1200, which codes it as a label"),
         ("lsp=mean", "700C", "codes it as a label"),
         ("voicing=off", "700C", "has no fields for it"),
+        ("pitch=scale:9", "1300", "a scale must be from 0.25 to 4"),
+        ("lsp=scale:1.1", "3200", "differences of LSPs, which can.t be scaled"),
         ("", "1300", "'' must be one of"),
     ],
 )

@@ -1,0 +1,159 @@
+"""Make a voice from recordings of a few minutes to hours: fine-tune the bundled voice on them.
+
+    babble voice my.mp3
+    babble voice chapter-1.mp3 chapter-2.mp3 --name ann
+    babble voice book.zip --init-from runs/other-book --name book
+
+1. The recordings are encoded as shards/NAME (jobs/preprocess); of a single recording, the end is held out.
+2. A network of the same shape as the bundled voice, starting from its weights, is trained on them as runs/NAME.
+   `choose_training` sets batch, steps, learning rate and precision by the amount of speech and by this machine. It
+   ends early when validation gets worse, and keeps its best weights.
+3. runs/NAME/report.html shows the training and plays samples.
+
+Ctrl-C stops it, and the same command continues from there. Other settings: babble preprocess, then babble train.
+"""
+
+import os
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from babble.cli import build_config, run_command
+from babble.data.loaders import DataConfig
+from babble.data.shards import read_manifest
+from babble.model.babbler import ModelConfig
+from babble.model.checkpoint import build_model, load_checkpoint
+from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
+from babble.train import train
+from babble.training.config import ComputeConfig, StopConfig, TrainConfig
+from babble.training.module import OptimConfig
+from babble.training.samples import SamplesConfig
+from babble.training.trainer import TrainResult, is_first_rank
+from babble.training.wandb_run import WandbConfig
+from jobs.preprocess.config import PreprocessConfig
+from jobs.preprocess.job import preprocess
+
+# Rows of a batch, over all processes, and frames per row.
+BATCH_SIZE, CHUNK_FRAMES = 16, 64
+# More processes would have too few rows each.
+MAX_PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class VoiceConfig:
+    """Make a voice from your own recordings.
+
+    Attributes:
+        recordings: files, folders and zips of one voice, a minute or more.
+        name: name of the voice: the run is runs/NAME; by default the name of the first recording.
+        init_from: run folder or checkpoint to start from; the bundled voice by default.
+        runs: folder of all runs.
+        shards: folder of all shards.
+        seed: random seed of the training.
+        wandb: W&B settings.
+    """
+
+    recordings: tuple[Path, ...] = ()
+    name: str | None = None
+    init_from: Path = PRETRAINED
+    runs: Path = Path("runs")
+    shards: Path = Path("shards")
+    seed: int = 0
+    wandb: WandbConfig = WandbConfig(mode="off")
+
+    def __post_init__(self) -> None:
+        """Validate that recordings are named; derive the name."""
+        if not self.recordings:
+            raise ValueError("name the recordings of the voice: babble voice my.mp3")
+        if self.name is None:
+            object.__setattr__(self, "name", self.recordings[0].absolute().stem)
+
+
+def choose_training(minutes: float, model: ModelConfig, cores: int, gpus: int) -> dict[str, Any]:
+    """Return the sections of a training config that depend on the amount of speech and on the machine.
+
+    Args:
+        minutes: speech for training, without the shifted recordings.
+        model: architecture of the voice to start from.
+        cores: CPU cores.
+        gpus: GPUs.
+    """
+    steps = round(min(3000.0, max(200.0, 60 * minutes)))
+    processes = 1 if gpus else min(cores, MAX_PROCESSES)
+    return {
+        "model": replace(model, dropout=0.2),
+        "optim": OptimConfig(lr=0.002, schedule="cosine", warmup_steps=20),
+        "stop": StopConfig(steps=steps, patience=3),
+        "batch_size": BATCH_SIZE // processes,
+        "windows_per_epoch": BATCH_SIZE * max(25, steps // 12),
+        "compute": ComputeConfig(
+            devices=processes,
+            precision="bf16-mixed" if gpus else "32-true",
+            threads=None if gpus else 1,
+        ),
+    }
+
+
+def make_voice(config: VoiceConfig) -> TrainResult:
+    """Encode the recordings and fine-tune a voice on them, or continue where an earlier call stopped.
+
+    Raises:
+        FileNotFoundError, ValueError: unusable recordings, voice to start from, or settings.
+        CommandError, Interrupted: as `preprocess` and `train`.
+    """
+    _, path = locate_checkpoint(config.init_from)
+    start = build_model(load_checkpoint(path))
+    shards = config.shards / str(config.name)
+    # The second process of the training runs this too.
+    if is_first_rank():
+        preprocess(PreprocessConfig(config.recordings, shards, mode=start.mode.name))  # type: ignore[arg-type]
+    run = RunFolder(config.runs / str(config.name))
+    if run.config.is_file():
+        # Continued, perhaps on another machine.
+        return train(build_config(TrainConfig, run.read_config()))
+    manifest = read_manifest(shards)
+    chosen = choose_training(
+        manifest.split_hours("train") * 60, start.config, len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    )
+    batch_size, windows_per_epoch = chosen.pop("batch_size"), chosen.pop("windows_per_epoch")
+    return train(
+        TrainConfig(
+            name=config.name,
+            recipe="voice",
+            runs=config.runs,
+            data=DataConfig(
+                shards,
+                reading="streams",
+                window_frames=CHUNK_FRAMES,
+                batch_size=batch_size,
+                windows_per_epoch=windows_per_epoch,
+            ),
+            samples=SamplesConfig(every_epochs=4),
+            init_from=path,
+            seed=config.seed,
+            wandb=config.wandb,
+            **chosen,
+        )
+    )
+
+
+def _run(config: VoiceConfig) -> None:
+    result = make_voice(config)
+    if not is_first_rank():
+        return
+    run = shlex.quote(str(result.run))
+    print(f"{result.run}: {result.monitor} {result.best:.2f} after {result.steps} steps.")
+    print(f"Report: {shlex.quote(str(RunFolder(result.run).report))}")
+    print(f"Listen: babble generate {run} --seconds 60 --out {shlex.quote(f'{config.name}.wav')}")
+
+
+def main() -> None:
+    """Run `babble voice`."""
+    run_command(VoiceConfig, _run, "babble voice", positional="recordings")
+
+
+if __name__ == "__main__":
+    main()
