@@ -8,28 +8,9 @@ import difflib
 import runpy
 import sys
 from importlib.metadata import version
-from typing import NamedTuple
 
+from babble.commands import COMMANDS, SHELLS
 
-class Command(NamedTuple):
-    """What one word after `babble` runs: a module, and the line that `babble --help` shows of it."""
-
-    module: str
-    summary: str
-
-
-COMMANDS = {
-    "voice": Command("babble.voice", "make a voice from your own recordings, in minutes"),
-    "preprocess": Command("jobs.preprocess", "recordings to shards of Codec 2 frames, in parallel"),
-    "inspect": Command("jobs.inspect_shards", "check and describe shards"),
-    "train": Command("babble.train", "train a network on shards, or resume the run of that name"),
-    "generate": Command("babble.generate", "generate audio from a run, or from the bundled voice"),
-    "evaluate": Command("babble.evaluate", "metrics on held-out speech and of babble"),
-    "report": Command("babble.report", "runs and sweeps on one page"),
-    "tune": Command("babble.tune", "sweep over settings"),
-    "dashboard": Command("babble.dashboard", "W&B workspace and report"),
-    "export": Command("babble.export", "the weights of a run as one small file"),
-}
 # Of the distribution, whose name is not that of the package.
 DISTRIBUTION = "babble-speech"
 
@@ -46,6 +27,7 @@ def _help() -> str:
             *lines,
             "",
             "babble COMMAND --help explains a command, with examples. babble --version shows the version.",
+            "babble completion SHELL prints the completion of bash, zsh or tcsh.",
         ]
     )
 
@@ -57,11 +39,19 @@ def main() -> None:
         print(_help())
     elif word == "--version":
         print(f"babble {version(DISTRIBUTION)}")
+    elif word == "completion" and rest in ([shell] for shell in SHELLS):
+        # Its parsers need the settings of every command, and so torch and Ray.
+        from babble.completion import write_completion
+
+        print(write_completion(rest[0]))
     elif word in COMMANDS:
         sys.argv[1:] = rest
         # As `python -m` does it, so that processes which the command starts find the module of the command.
         runpy.run_module(COMMANDS[word].module, run_name="__main__", alter_sys=True)
     else:
+        if word == "completion":
+            print("babble completion: name bash, zsh or tcsh, e.g. source <(babble completion bash)", file=sys.stderr)
+            sys.exit(2)
         close = difflib.get_close_matches(word, COMMANDS, n=1)
         hint = f"did you mean babble {close[0]}?" if close else "babble --help lists all commands"
         print(f"babble: error: unknown command {word!r}; {hint}" if word else _help(), file=sys.stderr)

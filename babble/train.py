@@ -26,6 +26,7 @@ from babble.processes import StopRequest
 from babble.reporting.render import write_report
 from babble.run_folder import RunFolder
 from babble.training.config import TrainConfig
+from babble.training.console import quiet_lightning
 from babble.training.topology import bind_to_first_process, find_topology
 from babble.training.trainer import (
     TrainResult,
@@ -33,7 +34,6 @@ from babble.training.trainer import (
     finish,
     fit,
     is_first_rank,
-    quiet_lightning,
     read_result,
 )
 

@@ -15,7 +15,7 @@ Ctrl-C stops it, and the same command continues from there. Other settings: babb
 
 import os
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,12 @@ from babble.training.trainer import TrainResult, is_first_rank
 from babble.training.wandb_run import WandbConfig
 from jobs.preprocess.config import PreprocessConfig
 from jobs.preprocess.job import preprocess
+from preprocessing.split import SplitConfig
 
 # Rows of a batch, over all processes, and frames per row.
 BATCH_SIZE, CHUNK_FRAMES = 16, 64
+# Nothing for a test: of a minute of speech, each second counts.
+SPLIT = SplitConfig(validation_fraction=0.1, test_fraction=0.0)
 # More processes would have too few rows each.
 MAX_PROCESSES = 2
 
@@ -62,7 +65,7 @@ class VoiceConfig:
     runs: Path = Path("runs")
     shards: Path = Path("shards")
     seed: int = 0
-    wandb: WandbConfig = WandbConfig(mode="off")
+    wandb: WandbConfig = field(default_factory=lambda: WandbConfig(mode="off"))
 
     def __post_init__(self) -> None:
         """Validate that recordings are named; derive the name."""
@@ -109,7 +112,7 @@ def make_voice(config: VoiceConfig) -> TrainResult:
     shards = config.shards / str(config.name)
     # The second process of the training runs this too.
     if is_first_rank():
-        preprocess(PreprocessConfig(config.recordings, shards, mode=start.mode.name))  # type: ignore[arg-type]
+        preprocess(PreprocessConfig(config.recordings, shards, start.mode.name, split=SPLIT))  # type: ignore[arg-type]
     run = RunFolder(config.runs / str(config.name))
     if run.config.is_file():
         # Continued, perhaps on another machine.
@@ -147,7 +150,8 @@ def _run(config: VoiceConfig) -> None:
     run = shlex.quote(str(result.run))
     print(f"{result.run}: {result.monitor} {result.best:.2f} after {result.steps} steps.")
     print(f"Report: {shlex.quote(str(RunFolder(result.run).report))}")
-    print(f"Listen: babble generate {run} --seconds 60 --out {shlex.quote(f'{config.name}.wav')}")
+    # Not the name of the recording, which may be in this folder.
+    print(f"Listen: babble generate {run} --seconds 60 --out {shlex.quote(f'{config.name}-babble.wav')}")
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from unittest import mock
 
 from paths import ROOT
 
-from babble.__main__ import COMMANDS
 from babble.cli import read_config
+from babble.commands import COMMANDS
 
 FENCED_SH = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Commands that are not babble's are not checked.

@@ -11,7 +11,8 @@ from unittest import mock
 import pytest
 from paths import ROOT
 
-from babble.__main__ import COMMANDS, DISTRIBUTION, main
+from babble.__main__ import DISTRIBUTION, main
+from babble.commands import COMMANDS
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -69,3 +70,36 @@ def test_without_a_command_the_help_is_shown_as_an_error() -> None:
     done = run()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == run("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["tr"], ["train"]),
+        (["train", "--model.un"], ["--model.units"]),
+        (["train", "--model.cell", ""], ["diagonal_lstm", "gru", "hyperlstm", "lstm"]),
+        (["generate", "--what"], ["--what-if"]),
+        (["preprocess", "--mode", "700"], ["700C"]),
+    ],
+)
+def test_a_shell_completes_commands_flags_and_choices(
+    typed: list[str], completed: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In a real bash."""
+    script = tmp_path_factory.getbasetemp() / "completion.bash"
+    if not script.is_file():
+        script.write_text(run("completion", "bash").stdout)
+    words = " ".join(f"'{word}'" for word in ["babble", *typed])
+    ask = f"""
+        source {script}
+        COMP_WORDS=({words}); COMP_CWORD={len(typed)}
+        $(complete -p babble | sed -E 's/.*-F ([^ ]+).*/\\1/') babble
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == completed, done.stderr
+
+
+def test_completion_needs_the_name_of_a_shell() -> None:
+    done = run("completion", "fish")
+    assert (done.returncode, done.stderr.partition(",")[0]) == (2, "babble completion: name bash")

@@ -18,13 +18,17 @@ LAYERS = (
     ("babble.data", "babble.model", "babble.run_folder"),
     ("babble.evaluation",),
     ("babble.generation", "babble.sweeps"),
+    ("babble.player",),
     ("babble.reporting",),
     ("babble.training",),
     ("babble.api",),
-    *((f"babble.{command}",) for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "export")),
+    *(
+        (f"babble.{command}",)
+        for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "export", "live", "play")
+    ),
     ("jobs",),
     ("babble.voice",),
-    ("babble.__main__",),
+    ("babble.__main__", "babble.completion", "babble.commands"),
 )
 # The only modules that may import a library.
 LIBRARIES = {
@@ -34,6 +38,9 @@ LIBRARIES = {
     "pytorch_lightning": ("babble.training", "babble.data.datamodule", "babble.train"),
     # Where both are installed, Ray picks the callback classes of this one.
     "lightning": (),
+    "starlette": ("babble.player.server",),
+    "uvicorn": ("babble.live",),
+    "sounddevice": ("babble.play",),
     "jsonargparse": ("babble.cli", "babble.command_line"),
 }
 # These, and what they import of the project, do without torch.
@@ -42,7 +49,16 @@ WITHOUT_TORCH = (
     *("babble.data.shards", "babble.reporting", "babble.report", "babble.dashboard", "babble.training.wandb_run"),
     *("babble.sweeps.space", "babble.sweeps.folder", "babble.sweeps.ranking", "preprocessing", "jobs.preprocess"),
 )
-WITHOUT_LIGHTNING = ("babble.evaluation", "babble.evaluate", "babble.generation", "babble.generate")
+WITHOUT_LIGHTNING = (
+    "babble.evaluation",
+    "babble.evaluate",
+    "babble.generation",
+    "babble.generate",
+    "babble.player",
+    "babble.live",
+    "babble.play",
+    "babble.api",
+)
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 Imports = dict[str, list[tuple[str, int]]]

@@ -1,41 +1,83 @@
-"""The bundled voice: small, documented, and free of failures."""
+"""`babble voice`: from one recording to a run, by the real command."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import numpy as np
-import torch
+import pytest
+import soundfile
+import yaml
+from paths import ROOT, SPEECH
+from player.conftest import write_voice
 
-from babble.codec.codec2 import read_c2
-from babble.codec.frames import MODES
-from babble.data.shards import read_manifest, read_recordings
-from babble.evaluation.clips import find_pause_db, measure_clip
-from babble.generate import GenerateConfig, generate
-from babble.run_folder import PRETRAINED, RunFolder
-
-MODE = MODES["1300"]
-
-
-def test_the_bundled_voice_is_a_few_megabytes_of_plain_weights_with_a_model_card():
-    path = RunFolder(PRETRAINED).checkpoint("best")
-    assert path.stat().st_size < 10e6
-    kept = torch.load(path, weights_only=True)
-    assert kept["trained"]["model"] == kept["hyper_parameters"]["model"]
-    assert kept["hyper_parameters"]["mode"] == "1300"
-    card = (PRETRAINED / "README.md").read_text(encoding="utf-8")
-    assert f"{sum(value.numel() for value in kept['state_dict'].values()) / 1e6:.1f} million weights" in card
+from babble.data.shards import read_manifest
+from babble.model.babbler import ModelConfig
+from babble.run_folder import RunFolder
+from babble.voice import BATCH_SIZE, VoiceConfig, choose_training, make_voice
 
 
-def test_a_minute_of_the_bundled_voice_has_the_statistics_of_speech_and_no_alarm(speech_shards: Path, tmp_path: Path):
-    out = tmp_path / "babble.wav"
-    (facts,) = generate(GenerateConfig(seconds=60, out=str(out)))
-    assert facts["alarms"] == []
-    frames, mode = read_c2(out.with_suffix(".c2"))
-    assert (mode, len(frames)) == (MODE, 25 + 1500)
-    speech = [r.frames for r in read_recordings(speech_shards, read_manifest(speech_shards), "train")]
-    statistics = measure_clip(frames[25:], MODE, find_pause_db(speech, MODE))
-    # Wide margins around real narration: a drone, a pulse, noise or silence lie far outside of them.
-    assert 1.9 < statistics["change_levels"] < 2.9
-    assert statistics["lsp_disorder"] < 0.01
-    assert 0.4 < statistics["voiced"] < 0.85
-    assert statistics["repeated_frames"] < 0.05
-    assert len(np.unique(frames, axis=0)) > 1400
+def start(folder: Path, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "babble", "voice", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_one_recording_becomes_a_voice_and_a_stopped_command_continues(tmp_path: Path) -> None:
+    pcm, rate = soundfile.read(SPEECH / "allison-01.ogg", frames=60 * 8000)
+    soundfile.write(tmp_path / "my voice.wav", pcm, rate)
+    init = write_voice(tmp_path / "first")
+    words = ("my voice.wav", "--init-from", init)
+    process = start(tmp_path, *words)
+    run = RunFolder(tmp_path / "runs" / "my voice")
+    while not (run.metrics.is_file() and run.metrics.stat().st_size):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    done = start(tmp_path, *words)
+    printed, errors = done.communicate()
+    assert (done.returncode, errors) == (0, "")
+    manifest = read_manifest(tmp_path / "shards" / "my voice")
+    # Its end is held out; nothing is set aside for a test.
+    assert {r["split"] for r in manifest.recordings} == {"train", "validation"}
+    assert manifest.split_hours("validation") == pytest.approx(6 / 3600, abs=0.2 / 3600)
+    assert manifest.shifted
+    settings = yaml.safe_load(run.config.read_text())
+    assert settings["init_from"] == str(init / "checkpoints" / "best.ckpt")
+    assert settings["model"]["units"] == 8
+    assert run.report.is_file()
+    assert "Listen: babble generate 'runs/my voice' --seconds 60 --out 'my voice.wav'" not in printed
+    assert "Listen: babble generate 'runs/my voice' --seconds 60 --out 'my voice-babble.wav'" in printed
+    assert "babble train --config" not in printed, "what babble preprocess advises"
+
+
+def test_the_amount_of_speech_decides_how_long_it_is_trained() -> None:
+    model = ModelConfig(num_layers=2, units=320, skips=True, dropout=0.1)
+    chosen = [choose_training(minutes, model, cores=2, gpus=0) for minutes in (1, 5, 20, 60, 6000)]
+    steps = [one["stop"].steps for one in chosen]
+    assert steps == sorted(steps)
+    assert steps[0] < steps[-1]
+    for one in chosen:
+        assert one["batch_size"] * one["compute"].devices == BATCH_SIZE
+        assert one["optim"].warmup_steps < one["stop"].steps
+        assert (one["model"].units, one["model"].num_layers) == (320, 2)
+    gpu = choose_training(20, model, cores=16, gpus=1)
+    assert (gpu["compute"].devices, gpu["compute"].precision, gpu["batch_size"]) == (1, "bf16-mixed", BATCH_SIZE)
+    assert choose_training(20, model, cores=1, gpus=0)["compute"].devices == 1
+
+
+def test_what_cannot_become_a_voice_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"name the recordings of the voice: babble voice my\.mp3"):
+        VoiceConfig()
+    path = SPEECH / "allison-01.ogg"
+    places = {"runs": tmp_path / "runs", "shards": tmp_path / "shards"}
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        make_voice(VoiceConfig((path,), init_from=tmp_path / "nobody", **places))
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        make_voice(VoiceConfig((tmp_path / "nothing.mp3",), **places))
+    assert list(tmp_path.iterdir()) == []

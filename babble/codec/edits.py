@@ -124,7 +124,7 @@ def apply_edits(frames: np.ndarray, edits: tuple[Edit, ...], mode: Mode) -> np.n
 
 
 def _scale_lsps(frames: np.ndarray, factor: float, mode: Mode) -> np.ndarray:
-    """Return the levels (T, columns) of the LSPs whose frequencies are nearest to `factor` times those of the frames."""
+    """Return the levels (T, columns) of the LSPs nearest to `factor` times the frequencies of the frames."""
     columns = mode.group_indices("lsp")
     lowest, next_lowest = (np.full((1, mode.num_fields), level) for level in (0, 1))
     hz, first, second = (lsp_hz(some, mode) for some in (frames, lowest, next_lowest))

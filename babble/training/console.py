@@ -3,7 +3,11 @@
 epoch 3/20, stage 1, step 120: 31.20 in training, 30.12 in validation (bits per frame), 5,512 frames/s, 1.2 min left
 """
 
+import contextlib
+import logging
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -130,3 +134,30 @@ def warn_if_long(step_seconds: float, steps_left: int) -> str | None:
         "--config babble-cpu is a smaller recipe (one hour on two CPU cores), --config demo the smallest "
         "(3 minutes); --stop.hours sets a limit."
     )
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence messages of Lightning and torch that do not apply here; restore everything at the end."""
+    # Banner, tips, and a line per process; the start table has what matters.
+    names = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # Batches come from memory (data/loaders.py): loader workers would only copy them.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # Lightning 2.6 calls torch in an outdated way; can go when it does not.
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+        # On a login node, or in a batch script, a training without srun may be intended.
+        warnings.filterwarnings("ignore", ".*srun. command is available.*")
+        # Small epochs are intended; rows of metrics do not depend on epochs.
+        warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+        # The new name of this argument is not in the oldest torch that babble supports.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -5,11 +5,7 @@ steps = fit(training)
 result = finish(training, steps)
 """
 
-import contextlib
-import logging
 import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,33 +101,6 @@ class TrainResult:
 def is_first_rank() -> bool:
     """Return whether this is the process that writes files and prints."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-@contextlib.contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Silence messages of Lightning and torch that do not apply here; restore everything at the end."""
-    # Banner, tips, and a line per process; the start table has what matters.
-    names = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        # Batches come from memory (data/loaders.py): loader workers would only copy them.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        # Lightning 2.6 calls torch in an outdated way; can go when it does not.
-        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-        # On a login node, or in a batch script, a training without srun may be intended.
-        warnings.filterwarnings("ignore", ".*srun. command is available.*")
-        # Small epochs are intended; rows of metrics do not depend on epochs.
-        warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-        # The new name of this argument is not in the oldest torch that babble supports.
-        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def build_training(config: TrainConfig, topology: Topology, request: StopRequest) -> Training:

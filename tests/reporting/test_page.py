@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from browser import open_chromium
 from paths import SPEECH
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -40,20 +39,8 @@ def page(runs: list[Path], sweep: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A headless Chromium that records errors and every request."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("no chromium with its chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"),
-        *("disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"),
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options, Service(driver))
-    yield browser
-    browser.quit()
+    with open_chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture
