@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -74,11 +75,33 @@ def test_a_tuning_node_has_torch_and_ray(tmp_path: Path) -> None:
     run(python, tmp_path, "-c", "import babble.train, ray.tune, optuna")
 
 
+def make_wheel(folder: Path) -> Path:
+    source = copy_source(folder)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_an_installed_wheel_plays_and_generates_in_an_empty_folder(tmp_path: Path) -> None:
+    wheel, venv, empty = make_wheel(tmp_path), tmp_path / "venv", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    pip = [venv / "bin" / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[live]"]
+    subprocess.run(pip, check=True)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    babble = venv / "bin" / "babble"
+    subprocess.run([babble, "generate", "--seconds", "1", "--out", "babble.wav"], cwd=empty, env=env, check=True)
+    assert {path.suffix for path in empty.iterdir()} == {".wav", ".c2", ".png", ".json"}
+    with subprocess.Popen([babble, "live", "--no-browser"], cwd=empty, env=env, stdout=subprocess.PIPE) as live:
+        assert live.stdout
+        address = live.stdout.readline().decode().strip()
+        with urllib.request.urlopen(f"{address}live.js") as page:
+            assert b"new WebSocket" in page.read()
+        live.terminate()
+
+
 def test_a_wheel_holds_all_packages_and_configs(tmp_path: Path) -> None:
-    source = copy_source(tmp_path)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, source], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    names = set(zipfile.ZipFile(make_wheel(tmp_path)).namelist())
     configs = {f"babble/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     assert configs | {"jobs/preprocess/__main__.py", "preprocessing/audio.py"} <= names
-    assert "babble/pretrained/checkpoints/best.ckpt" in names
+    assert {"babble/pretrained/checkpoints/best.ckpt", "babble/player/page/index.html", "babble/py.typed"} <= names
