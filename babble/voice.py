@@ -41,6 +41,8 @@ from preprocessing.split import SplitConfig
 BATCH_SIZE, CHUNK_FRAMES = 16, 64
 # Nothing for a test: of a minute of speech, each second counts.
 SPLIT = SplitConfig(validation_fraction=0.1, test_fraction=0.0)
+# Less than a batch of chunks otherwise.
+MIN_SECONDS = 20
 # More processes would have too few rows each.
 MAX_PROCESSES = 2
 
@@ -100,6 +102,12 @@ def choose_training(minutes: float, model: ModelConfig, cores: int, gpus: int) -
     }
 
 
+def make_data(shards: Path, chosen: dict[str, Any]) -> DataConfig:
+    """Return the data section of a training, and remove its parts from what `choose_training` returned."""
+    parts = {key: chosen.pop(key) for key in ("batch_size", "windows_per_epoch")}
+    return DataConfig(shards, reading="streams", window_frames=CHUNK_FRAMES, **parts)
+
+
 def make_voice(config: VoiceConfig) -> TrainResult:
     """Encode the recordings and fine-tune a voice on them, or continue where an earlier call stopped.
 
@@ -117,23 +125,20 @@ def make_voice(config: VoiceConfig) -> TrainResult:
     if run.config.is_file():
         # Continued, perhaps on another machine.
         return train(build_config(TrainConfig, run.read_config()))
-    manifest = read_manifest(shards)
-    chosen = choose_training(
-        manifest.split_hours("train") * 60, start.config, len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    )
-    batch_size, windows_per_epoch = chosen.pop("batch_size"), chosen.pop("windows_per_epoch")
+    minutes = read_manifest(shards).split_hours("train") * 60
+    if minutes * 60 < MIN_SECONDS:
+        raise ValueError(
+            f"{shards} has {minutes * 60:.0f} s of speech for training, but {MIN_SECONDS} are needed: name more "
+            "recordings, and another --name."
+        )
+    cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    chosen = choose_training(minutes, start.config, cores, gpus)
     return train(
         TrainConfig(
             name=config.name,
             recipe="voice",
             runs=config.runs,
-            data=DataConfig(
-                shards,
-                reading="streams",
-                window_frames=CHUNK_FRAMES,
-                batch_size=batch_size,
-                windows_per_epoch=windows_per_epoch,
-            ),
+            data=make_data(shards, chosen),
             samples=SamplesConfig(every_epochs=4),
             init_from=path,
             seed=config.seed,
