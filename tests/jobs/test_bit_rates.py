@@ -41,6 +41,7 @@ def test_the_distance_of_mel_spectra_grows_as_the_bit_rate_falls() -> None:
     assert 0 < high < low
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_row_per_mode_and_seed_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,7 @@ def test_shifted_recordings_are_cut_with_theirs(tmp_path: Path) -> None:
     assert not np.array_equal(again.frames, whole[0].frames[:750])
 
 
+@pytest.mark.slow
 def test_every_method_has_a_row_and_a_stopped_comparison_continues(
     speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
