@@ -26,8 +26,9 @@ LAYERS = (
         (f"babble.{command}",)
         for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "export", "live", "play")
     ),
-    ("jobs",),
+    ("jobs.preprocess",),
     ("babble.voice",),
+    ("jobs",),
     ("babble.__main__", "babble.completion", "babble.commands"),
 )
 # The only modules that may import a library.
