@@ -24,6 +24,7 @@ from babble.codec.frames import SAMPLE_RATE_HZ, Mode, check_levels, get_mode, pa
 from babble.generation.free_run import FreeRun, choose_sampling, one_thread
 from babble.generation.output import write_frames, write_wav
 from babble.generation.prompts import find_prompt, read_frames
+from babble.generation.token_run import add_context, check_token_temperature, load_token_level
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.likelihood import name_losses, sum_losses
@@ -96,10 +97,12 @@ class Voice:
     Attributes:
         model: the network.
         run: where it comes from.
+        tokens: the level above the frames; None if it has none.
     """
 
     def __init__(self, model: Babbler, run: RunFolder) -> None:
         self.model, self.run = model, run
+        self.tokens = load_token_level(run, model)
 
     def __repr__(self) -> str:
         return f"<babble.Voice: {self.name}, Codec 2 mode {self.mode.name}>"
@@ -122,6 +125,7 @@ class Voice:
         temperature: str | float | None = None,
         top_p: str | float | None = None,
         min_p: str | float | None = None,
+        token_temperature: float | None = None,
         seed: int = 0,
     ) -> Speech:
         """Return speech that continues a prompt.
@@ -133,6 +137,7 @@ class Voice:
             temperature: below 1 sharpens, above 1 flattens the distribution; by group or field: "pitch=0.7,lsp=0.9".
             top_p: sample only from the most probable levels of a field that together have this probability.
             min_p: sample only from levels at least this probable, relative to the most probable one.
+            token_temperature: of a voice with tokens, what is said, where temperature is how it sounds.
             seed: random seed; the same one gives the same frames.
 
         Raises:
@@ -142,7 +147,8 @@ class Voice:
         if num_frames < 1:
             raise ValueError(f"seconds={seconds}: must be at least {self.mode.frame_ms / 1000:g}, one frame.")
         blocks, num_made = [], 0
-        for block in self.stream(prompt=prompt, temperature=temperature, top_p=top_p, min_p=min_p, seed=seed):
+        settings = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+        for block in self.stream(prompt=prompt, **settings, token_temperature=token_temperature, seed=seed):
             blocks.append(block)
             num_made += len(block.frames)
             if num_made >= num_frames:
@@ -158,12 +164,15 @@ class Voice:
         temperature: str | float | None = None,
         top_p: str | float | None = None,
         min_p: str | float | None = None,
+        token_temperature: float | None = None,
         seed: int = 0,
     ) -> Iterator[Speech]:
         """Yield blocks of one or two seconds without end; the arguments are those of `generate`."""
         sampling = choose_sampling(self.model, temperature, top_p, min_p)
         frames, origin = self._read_prompt(prompt, seed)
-        return self._iterate(FreeRun(self.model, frames[None], sampling, seed), frames, origin)
+        token_temperature = check_token_temperature(token_temperature, self.model)
+        free_run = FreeRun(self.model, frames[None], sampling, seed, self.tokens, token_temperature)
+        return self._iterate(free_run, frames, origin)
 
     def _iterate(self, free_run: FreeRun, prompt_frames: np.ndarray, origin: str) -> Iterator[Speech]:
         decoder = Decoder(self.mode)
@@ -189,6 +198,8 @@ class Voice:
     def bits_per_frame(self, frames: np.ndarray) -> float:
         """Return the mean of -log2 p(frame | all frames before it) over all frames (T, F) but the first.
 
+        Of a voice with tokens, p is also given the frame's token, which itself is not counted.
+
         Raises:
             ValueError: less than two frames, frames of another mode, or a network whose head has no likelihood.
         """
@@ -197,6 +208,7 @@ class Voice:
             raise ValueError(f"{len(frames)} frames: at least two are needed, as the first is not predicted.")
         if not self.model.head.has_likelihood:
             raise ValueError(f"the {self.model.config.head} head has no likelihood, and therefore no bits per frame.")
+        frames = add_context(frames, self.tokens)
         sums = sum_losses(self.model, torch.from_numpy(frames.astype(np.int64))[None])
         return name_losses(sums, self.model, self.mode)["bits_per_frame"]
 

@@ -28,7 +28,8 @@ from typing import Any, Literal
 import numpy as np
 
 from babble.cli import build_config, run_command
-from babble.codec.frames import Mode
+from babble.codec.frames import TOKENS, Mode
+from babble.codec.token_sequences import join_tokens
 from babble.data.shards import Manifest, Segment, read_recordings
 from babble.data.streaming import SAMPLE_FRAMES, sample_recordings
 from babble.evaluation.baselines import measure_baselines
@@ -37,11 +38,13 @@ from babble.evaluation.context import measure_context
 from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
 from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
+from babble.evaluation.token_metrics import measure_tokens
 from babble.evaluation.words import CLIP_SECONDS, Recogniser, measure_words
 from babble.evaluation.words import MODE as RECOGNISED_MODE
 from babble.files import check_writable, write_json
 from babble.generation.free_run import choose_sampling, generate_frames
 from babble.generation.prompts import open_shards, spread_prompts
+from babble.generation.token_run import TokenLevel, add_context, check_token_temperature, load_token_level
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.sampling import Sampling
@@ -80,6 +83,7 @@ class EvaluateConfig:
         temperature: sampling of the babble, see babble.generate; so are top_p and min_p.
         top_p: see babble.generate.
         min_p: see babble.generate.
+        token_temperature: see babble.generate.
         words: file of a recogniser of this voice, which counts real words in the babble; mode 1300 only.
         seed: random seed of the babble and of everything sampled to measure it.
         json: write all metrics to this file.
@@ -97,6 +101,7 @@ class EvaluateConfig:
     temperature: str | float | None = None
     top_p: str | float | None = None
     min_p: str | float | None = None
+    token_temperature: float | None = None
     words: Path | None = None
     seed: int = 0
     json: Path | None = None
@@ -111,7 +116,7 @@ class EvaluateConfig:
             raise ValueError(f"--window-frames {self.window_frames}: must be at least 1.")
         if self.babble_seconds < 0:
             raise ValueError(f"--babble-seconds {self.babble_seconds}: must be 0 or more.")
-        for key in ("temperature", "top_p", "min_p"):
+        for key in ("temperature", "top_p", "min_p", "token_temperature"):
             if not self.babble_seconds and getattr(self, key) is not None:
                 raise ValueError(f"--{key.replace('_', '-')} has no effect with --babble-seconds 0. Remove the flag.")
         if self.words and not self.babble_seconds:
@@ -148,6 +153,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = build_model(checkpoint)
     recogniser = _load_recogniser(config.words, model.mode)
     sampling = choose_sampling(model, config.temperature, config.top_p, config.min_p)
+    check_token_temperature(config.token_temperature, model)
+    if model.mode == TOKENS and config.babble_seconds:
+        raise ValueError(f"{run.path} was trained on tokens, which have no sound: use --babble-seconds 0.")
+    tokens = None if model.mode == TOKENS else load_token_level(run, model)
+    if tokens and config.training_windows:
+        raise ValueError(f"--training-windows {config.training_windows}: not for a voice with tokens. Remove the flag.")
     folder, manifest = open_shards(config.shards, run, model.mode)
     _validate(config, folder, manifest)
     wandb = _choose_wandb(config, run)
@@ -171,7 +182,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "is_sample": train_frames < manifest.split_frames("train"),
         },
         "mode": model.mode.name,
-        **_measure(config, model, sampling, recogniser, held_out, train),
+        **_measure(config, model, tokens, sampling, recogniser, held_out, train),
     }
     if config.figure:
         save_figure(plot_evaluation(evaluation), config.figure)
@@ -222,6 +233,7 @@ def _load_recogniser(path: Path | None, mode: Mode) -> Recogniser | None:
 def _measure(
     config: EvaluateConfig,
     model: Babbler,
+    tokens: TokenLevel | None,
     sampling: Sampling,
     recogniser: Recogniser | None,
     held_out: list[np.ndarray],
@@ -229,10 +241,17 @@ def _measure(
 ) -> dict[str, Any]:
     mode = model.mode
     metrics: dict[str, Any] = {
-        "held_out": measure_held_out(model, held_out),
+        "held_out": measure_held_out(model, [add_context(frames, tokens) for frames in held_out]),
         "baselines": measure_baselines(train, held_out, mode) if train else {},
     }
-    if model.head.has_likelihood and (context := measure_context(model, held_out, config.seed)):
+    if tokens:
+        sequences = [join_tokens(tokens.tokenizer.tokenize(frames)) for frames in held_out]
+        bits = metrics["held_out"]["bits_per_frame"]
+        num_frames = sum(map(len, held_out))
+        metrics["tokens"] = measure_tokens(
+            tokens.model, sequences, num_frames, bits, mode.frames_per_second, config.seed
+        )
+    elif model.head.has_likelihood and (context := measure_context(model, held_out, config.seed)):
         metrics["context"] = context
     if config.training_windows:
         metrics["training_error_2017"] = measure_training_error_2017(
@@ -241,8 +260,10 @@ def _measure(
     if config.babble_seconds:
         num_frames = max(2, round(config.babble_seconds * mode.frames_per_second))
         prompts_BTF = spread_prompts(held_out, NUM_STREAMS)
-        babble = list(generate_frames(model, prompts_BTF, num_frames, sampling, config.seed))
+        temperature = check_token_temperature(config.token_temperature, model)
+        babble = list(generate_frames(model, prompts_BTF, num_frames, sampling, config.seed, tokens, temperature))
         settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
+        settings["token_temperature"] = temperature if tokens else None
         metrics["babble"] = {"streams": NUM_STREAMS, "seconds": config.babble_seconds, **settings}
         metrics["speech"] = compare_speech(babble, held_out, train, mode, config.seed)
         if recogniser:

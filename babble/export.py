@@ -9,6 +9,7 @@ named, was written with `--out babble/pretrained`.
 """
 
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,9 @@ def export_voice(config: ExportConfig) -> Path:
     trained = {key: value for key, value in run.read_config().items() if key in TRAINING_SECTIONS}
     path = RunFolder(config.out).checkpoint("best")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if run.tokens.is_file():
+        with replacing(RunFolder(config.out).tokens) as temporary:
+            shutil.copyfile(run.tokens, temporary)
     with replacing(path) as temporary:
         torch.save({**kept, "state_dict": weights, "trained": trained}, temporary)
     return path

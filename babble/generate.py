@@ -32,6 +32,7 @@ from babble.files import check_writable, write_json
 from babble.generation.free_run import FreeRun, choose_sampling, one_thread
 from babble.generation.output import STDOUT, Stream, read_wav, run_streams, write_frames, write_wav
 from babble.generation.prompts import Prompt, find_prompt
+from babble.generation.token_run import check_token_temperature, load_token_level
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.reporting.plots.figures import save_figure
 from babble.reporting.plots.speech import PLOT_SECONDS, plot_speech
@@ -57,6 +58,7 @@ class GenerateConfig:
             group or field: "pitch=0.7,lsp=0.9". Only for heads with a likelihood; so are top_p and min_p.
         top_p: sample only from the most probable levels of a field that together have this probability; default 1.
         min_p: sample only from levels at least this probable, relative to the most probable one; default 0.
+        token_temperature: of a voice with tokens, what is said, where temperature is how it sounds; 0.4 by default.
         guard: on silence, a held tone, a pulse or a loop: "watch" reports it on the terminal and in the JSON, with its
             time in the WAV; "act" also restarts the stream from its prompt; "off" does nothing.
         what_if: edits of fields, separated by commas, e.g. "pitch=flat:120", "energy=+6dB", "lsp=mean", "voicing=off":
@@ -77,6 +79,7 @@ class GenerateConfig:
     temperature: str | float | None = None
     top_p: str | float | None = None
     min_p: str | float | None = None
+    token_temperature: float | None = None
     guard: Literal["off", "watch", "act"] = "watch"
     what_if: str | None = None
     seed: int = 0
@@ -116,6 +119,8 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     model = build_model(checkpoint)
     mode = model.mode
     sampling = choose_sampling(model, config.temperature, config.top_p, config.min_p)
+    token_temperature = check_token_temperature(config.token_temperature, model)
+    tokens = load_token_level(run, model)
     prompt = find_prompt(config.prompt, run, mode, config.prompt_frames, config.shards, config.seed)
     edits = parse_edits(config.what_if, mode) if config.what_if else ()
 
@@ -128,7 +133,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         total_frames = max(int(config.seconds > 0), round(config.seconds * mode.frames_per_second))
     with one_thread():
         prompts_BTF = np.repeat(prompt.frames[None], config.streams, axis=0)
-        free_run = FreeRun(model, prompts_BTF, sampling, config.seed)
+        free_run = FreeRun(model, prompts_BTF, sampling, config.seed, tokens, token_temperature)
         started = time.monotonic()
         num_frames, stopped_by = run_streams(free_run, streams, total_frames, restart=config.guard == "act")
     seconds = num_frames / mode.frames_per_second

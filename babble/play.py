@@ -99,7 +99,7 @@ def play(config: PlayConfig) -> None:
     voices = Voices(config.run or PRETRAINED, Path(os.devnull))
     session = Session(voices, config.seed, Settings(temperature=f"{config.temperature:g}"))
     if config.prompt:
-        _, run = voices.load(session.voice)
+        _, run, _ = voices.load(session.voice)
         session.continue_from(find_prompt(config.prompt, run, session.mode, seed=config.seed))
     sounddevice = _import_sounddevice()
     try:

@@ -90,6 +90,11 @@ class RunFolder:
         """Return the path of the checkpoint with that name: "last", "previous", "best", "stage-2"."""
         return self.path / "checkpoints" / f"{which}.ckpt"
 
+    @property
+    def tokens(self) -> Path:
+        """Path of the level above the frame, in runs of networks that receive tokens."""
+        return self.path / "tokens.pt"
+
     def find_checkpoint(self, which: str) -> Path:
         """Return the checkpoint that a user names: "best", "last", "stage-N", or the path of a checkpoint file.
 

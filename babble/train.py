@@ -22,6 +22,7 @@ import sys
 from babble.cli import Interrupted, config_to_dict, run_command
 from babble.data.shards import hash_manifest
 from babble.files import check_writable
+from babble.generation.token_run import write_token_level
 from babble.processes import StopRequest
 from babble.reporting.render import write_report
 from babble.run_folder import RunFolder
@@ -70,6 +71,8 @@ def train(config: TrainConfig) -> TrainResult:
                     _write_report(run)
                 return read_result(run)
             if is_first_rank():
+                if config.token_model and config.data.tokens:
+                    write_token_level(run.tokens, config.data.tokens, config.token_model)
                 run.note_start()
             result = finish(training, fit(training))
             if is_first_rank():

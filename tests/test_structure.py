@@ -11,21 +11,19 @@ from collections.abc import Iterator
 import pytest
 from paths import ROOT
 
+COMMANDS = ("train", "generate", "evaluate", "report", "tune", "dashboard", "export", "live", "play", "tokens")
 # A module may import its own layer and the layers before it, without cycles. A package stands for all its modules.
 LAYERS = (
     ("babble.codec", "babble.command_line", "babble.cli", "babble.files", "babble.processes", "babble.ray_cluster"),
     ("preprocessing",),
-    ("babble.data", "babble.model", "babble.run_folder"),
+    ("babble.data", "babble.model", "babble.run_folder", "babble.tokenizer"),
     ("babble.evaluation",),
     ("babble.generation", "babble.sweeps"),
     ("babble.player",),
     ("babble.reporting",),
     ("babble.training",),
     ("babble.api",),
-    *(
-        (f"babble.{command}",)
-        for command in ("train", "generate", "evaluate", "report", "tune", "dashboard", "export", "live", "play")
-    ),
+    *((f"babble.{command}",) for command in COMMANDS),
     ("jobs.preprocess",),
     ("babble.voice",),
     ("jobs",),

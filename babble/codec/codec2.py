@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pycodec2
 
-from babble.codec.frames import MODES, Mode, check_levels, pack_packets, unpack_packets
+from babble.codec.frames import MODES, TOKENS, Mode, check_levels, pack_packets, unpack_packets
 
 C2_MAGIC = bytes.fromhex("c0dec2")
 # The version that libcodec2 1.2 writes. c2enc of Codec 2 1.0 writes 1.0; c2dec reads either.
@@ -119,7 +119,7 @@ def parse_c2(data: bytes, where: str) -> tuple[bytes, Mode]:
     if len(data) < C2_HEADER_BYTES or not data.startswith(C2_MAGIC):
         raise ValueError(f"{where}: does not start with Codec 2's header (c0 de c2). Did c2enc write it as .bin?")
     header_id = data[5]
-    modes = [mode for mode in MODES.values() if mode.header_id == header_id]
+    modes = [mode for mode in (*MODES.values(), TOKENS) if mode.header_id == header_id]
     if not modes:
         raise ValueError(f"{where}: unknown mode number {header_id} in its header; known are {', '.join(MODES)}.")
     if data[6]:

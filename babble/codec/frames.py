@@ -24,7 +24,7 @@ SAMPLE_RATE_HZ = 8000
 MIN_PITCH_HZ = 50.0
 MAX_PITCH_HZ = 400.0
 
-Group = Literal["voicing", "pitch", "energy", "lsp"]
+Group = Literal["voicing", "pitch", "energy", "lsp", "token", "duration"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 
@@ -35,8 +35,7 @@ class Field:
     Attributes:
         name: its name in Codec 2, with a number or sub-frame letter if there are several.
         bits: its width; the levels are 0 to 2**bits - 1.
-        group: what it describes; a joint label of pitch and energy counts as "pitch", every label of the spectrum as
-            "lsp".
+        group: what it describes; a joint label of pitch and energy is "pitch", every label of the spectrum "lsp".
         kind: "binary"; "ordered", a quantity with distances between levels; or "label", an index into a codebook.
         sub_frame: the 10 ms of the frame that it describes, counted from 0.
     """
@@ -65,8 +64,7 @@ class Mode:
         fields: in stream order, without spare bits.
         spare_bits: zeros after the last field that count as bits of the frame.
         warmup_frames: number of frames after which a fresh encoder gives the frames of a continuous one.
-        is_encoding_local: whether they are then exactly the same. If not (predictive modes), a recording encoded in
-            chunks differs slightly from one encoded whole.
+        is_encoding_local: whether they are then exactly the same; in predictive modes they differ slightly.
     """
 
     name: str
@@ -222,6 +220,11 @@ MODES: dict[str, Mode] = {
 }
 
 
+# Not of Codec 2: tokens with durations, found by `babble tokens`, stored and modelled like frames. They have no sound.
+_TOKEN_FIELDS = Field("token", 9, "token", "label", 0), Field("duration", 4, "duration", "ordered", 0)
+TOKENS = Mode("tokens", header_id=200, frame_ms=80, is_gray=False, fields=_TOKEN_FIELDS)
+
+
 def get_mode(name: str | int) -> Mode:
     """Return a mode by its name.
 
@@ -232,6 +235,8 @@ def get_mode(name: str | int) -> Mode:
         ValueError: unknown mode.
     """
     key = "700C" if str(name).upper() in ("700", "700C") else str(name)
+    if key == TOKENS.name:
+        return TOKENS
     if key not in MODES:
         raise ValueError(f"mode {name!r} must be one of Codec 2's: {', '.join(MODES)}.")
     return MODES[key]
@@ -361,7 +366,7 @@ def energy_db(frames: np.ndarray, mode: Mode) -> np.ndarray | None:
 # First value and step in Hz of each scalar LSP. Source: Codec 2's src/codebook/lsp1.txt to lsp10.txt.
 _LSP_FIRST_HZ = np.array([225, 325, 500, 700, 950, 1100, 1500, 2300, 2500, 2900])
 _LSP_STEP_HZ = np.array([25, 25, 50, 100, 100, 100, 100, 100, 100, 200])
-# LSP differences of mode 3200 have steps of 25 Hz, except dlsp4 to dlsp6: steps of 50 Hz above 200 Hz.
+# LSP differences of mode 3200 have steps of 25 Hz, dlsp4 to dlsp6 of 50 Hz above 200 Hz.
 _FINE_DIFFERENCE_HZ = np.arange(1, 33) * 25
 _COARSE_DIFFERENCE_HZ = np.concatenate([np.arange(1, 9) * 25, 250 + np.arange(24) * 50])
 

@@ -8,6 +8,7 @@
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,19 +16,39 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from babble.codec.frames import Mode
+from babble.codec.frames import TOKENS, Mode
+from babble.codec.token_sequences import make_context
 from babble.data.loaders import SHUFFLE_SHARDS, DataConfig, FrameSource, HeldFrames, Loader, count_batches
 from babble.data.plans import Plan, ShardWindowPlan, Share, StreamPlan, WindowPlan
 from babble.data.shards import (
     SEGMENT_FRAMES,
     SHIFTED,
+    SPLITS,
     Segment,
     map_training,
     open_shards,
+    read_manifest,
     read_recordings,
     read_training,
 )
 from babble.data.streaming import ShardFrames, find_segments, sample_recordings
+
+
+def _read_contexts(folder: Path) -> dict[tuple[str, int], np.ndarray]:
+    """Return the context of each frame (T, C) of all recordings, by name and first frame.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no tokens.
+    """
+    manifest = read_manifest(folder)
+    if manifest.mode != TOKENS:
+        raise ValueError(f"data.tokens {folder} holds frames, not tokens: name a folder that babble tokens wrote.")
+    recordings = [
+        recording
+        for split in SPLITS
+        for recording in read_recordings(folder, manifest.with_shifted() if split == "train" else manifest, split)
+    ]
+    return {(one.recording, one.first_frame): make_context(one.frames) for one in recordings}
 
 
 class SpeechData(pl.LightningDataModule):
@@ -58,6 +79,12 @@ class SpeechData(pl.LightningDataModule):
         self._loader: Loader | None = None
         self._resumed: dict[str, int] | None = None
         self._check_splits()
+        self._contexts = _read_contexts(config.tokens) if config.tokens else {}
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of different tokens that the network receives; 0 without tokens."""
+        return int(TOKENS.levels[0]) if self._contexts else 0
 
     def _check_splits(self) -> None:
         if not self._lengths:
@@ -91,8 +118,27 @@ class SpeechData(pl.LightningDataModule):
         else:
             frames, recordings = self._read_training_split()
             self.train_recordings = recordings[: len(self.manifest.split_lengths("train"))]
-            self._source = HeldFrames(frames)
+            self._source = HeldFrames(self._add_context(frames, recordings))
         self.validation_recordings = read_recordings(self.folder, self.manifest, "validation")
+
+    def _add_context(self, frames: np.ndarray, recordings: list[Segment]) -> np.ndarray:
+        """Return frames (N, F) of recordings, end to end, with the context of each frame after it if there are tokens.
+
+        Raises:
+            ValueError: the tokens are of other recordings.
+        """
+        if not self._contexts:
+            return frames
+        context = []
+        for recording in recordings:
+            found = self._contexts.get((recording.recording, recording.first_frame))
+            if found is None or len(found) != len(recording.frames):
+                raise ValueError(
+                    f"{self.config.tokens} has not the tokens of recording {recording.recording}: it was made from "
+                    "other shards. Run babble tokens on these, to a new folder."
+                )
+            context.append(found)
+        return np.concatenate([frames, np.concatenate(context)], axis=1, dtype=np.int16, casting="unsafe")
 
     def _read_training_split(self) -> tuple[np.ndarray, list[Segment]]:
         if self.config.holding == "mapped":
@@ -187,7 +233,11 @@ class SpeechData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Return this rank's validation recordings, each one a batch (1, T, F), int16."""
         rank, world_size = self._find_rank()
-        held_out = [recording.frames for recording in self.validation_recordings if len(recording.frames) > 1]
+        held_out = [
+            self._add_context(recording.frames, [recording])
+            for recording in self.validation_recordings
+            if len(recording.frames) > 1
+        ]
         mine = held_out[rank::world_size]
         # Lightning needs the same number on every rank; in a single frame nothing is predicted.
         mine += [held_out[0][:1]] * (-(-len(held_out) // world_size) - len(mine))

@@ -46,6 +46,7 @@ class DataConfig:
         verify: start: compare the hash of every shard with the manifest at each start, 0.05 s for 16 hours. never: only
             its size, for corpora of thousands of hours.
         shuffle_shards: Number of shards whose windows are shuffled together, 8 if omitted; for windows from shards.
+        tokens: Folder of the tokens of these shards, written by `babble tokens`, for a network that receives them.
     """
 
     shards: Path | None = None
@@ -58,6 +59,7 @@ class DataConfig:
     holding: Literal["memory", "mapped", "shards"] = "memory"
     shuffle_shards: int | None = None
     verify: Literal["start", "never"] = "start"
+    tokens: Path | None = None
 
     def __post_init__(self) -> None:
         """Validate sizes; reject settings without effect."""
@@ -67,6 +69,8 @@ class DataConfig:
                 raise ValueError(f"data.{key}={value}: must be at least 1.")
         if self.shuffle_shards is not None and (self.reading, self.holding) != ("windows", "shards"):
             raise ValueError("data.shuffle_shards only has an effect with data.reading=windows, data.holding=shards.")
+        if self.tokens and self.holding != "memory":
+            raise ValueError(f"data.tokens needs data.holding=memory, not {self.holding}.")
         if self.reading == "streams" and self.hop_frames is not None:
             raise ValueError("data.hop_frames has no effect with data.reading=streams: chunks follow one another.")
 

@@ -21,7 +21,8 @@ WINDOWS_PER_BATCH = 64
 def measure_held_out(model: Babbler, recordings: list[np.ndarray]) -> dict[str, Any]:
     """Return the metrics of a network that predicts every frame but the first of recordings (T, F).
 
-    State is carried through each recording from its first frame on.
+    Of a network with tokens, the recordings also have the context of each frame, as `Babbler.split` takes it. State is
+    carried through each recording from its first frame on.
 
     Returns:
         the metrics of `name_errors` and, if the head has a likelihood, `name_bits`; "intervals" has those of the
@@ -33,7 +34,7 @@ def measure_held_out(model: Babbler, recordings: list[np.ndarray]) -> dict[str, 
         error_BTF, bits_BTF = measure_losses(model, torch.from_numpy(frames.astype(np.int64))[None])
         errors.append(error_BTF[0].numpy().astype(np.float64))
         bits.append(bits_BTF[0].numpy().astype(np.float64))
-        is_unvoiced_pitch = find_unvoiced_pitch(frames[1:], mode)
+        is_unvoiced_pitch = find_unvoiced_pitch(frames[1:, : mode.num_fields], mode)
         if is_unvoiced_pitch is not None:
             unvoiced_bits.append(np.where(is_unvoiced_pitch, bits[-1], 0).sum(axis=1))
     metrics = name_errors(np.concatenate(errors).mean(axis=0), mode)

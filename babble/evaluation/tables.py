@@ -52,6 +52,8 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
             lines += [f"\n{unit}", *_format_metric({**rows, "this network": held_out}, total, part)]
     if "context" in evaluation:
         lines += ["", *_format_context(evaluation["context"])]
+    if "tokens" in evaluation:
+        lines += ["", *_format_tokens(evaluation["tokens"])]
     if "speech" in evaluation:
         settings = ", ".join(f"{key} {value}" for key, value in evaluation["babble"].items() if value is not None)
         lines += [
@@ -89,6 +91,16 @@ def _format_metric(rows: dict[str, dict[str, Any]], total: str, part: str | None
     for field in by_field[0]:
         lines.append(f"    {field:>8s}" + "".join(f"{column[field]:9.3f}" for column in by_field))
     return lines
+
+
+def _format_tokens(tokens: dict[str, Any]) -> list[str]:
+    """Return the metrics of the level above the frame."""
+    lines = [
+        "tokens: what is said; the bits per frame above are given the tokens",
+        f"  {tokens['bits_per_token']:8.3f}  bits per token, {tokens['tokens_per_second']:.1f} tokens per second",
+        f"  {tokens['bits_per_frame_bound']:8.3f}  bits per frame of tokens and frames together, an upper bound",
+    ]
+    return lines + (_format_context(tokens["context"]) if "context" in tokens else [])
 
 
 def _format_context(context: dict[str, Any]) -> list[str]:

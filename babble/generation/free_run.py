@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from babble.generation.token_run import TOKEN_TEMPERATURE, TokenLevel, TokenRun
 from babble.model.babbler import Babbler
 from babble.model.sampling import Sampling
 
@@ -60,16 +62,29 @@ class FreeRun:
         prompts_BTF: B prompts of T frames each.
         sampling: settings of each field; the network's own distribution by default.
         seed: random seed; the same one gives the same frames on the same machine.
+        tokens: of a network with tokens, the level above it.
+        token_temperature: of the tokens: what is said, where `sampling` is how it sounds.
     """
 
     def __init__(
-        self, model: Babbler, prompts_BTF: np.ndarray, sampling: Sampling | None = None, seed: int = 0
+        self,
+        model: Babbler,
+        prompts_BTF: np.ndarray,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        tokens: TokenLevel | None = None,
+        token_temperature: float = TOKEN_TEMPERATURE,
     ) -> None:
+        assert (tokens is not None) == bool(model.config.tokens), "a network with tokens needs their level"
         device = next(model.parameters()).device
         generator = torch.Generator(device).manual_seed(seed)
         self._head, self._generator, self._dtype = model.head, generator, model.mode.dtype
+        self._tokens = None
+        if tokens:
+            self._tokens = TokenRun(tokens, prompts_BTF, token_temperature, torch.Generator().manual_seed(seed))
+        context_BTC = self._tokens.prompt_context_BTC.to(device) if self._tokens else None
         with torch.inference_mode():
-            hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)).to(device))
+            hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)).to(device), None, context_BTC)
             self._step = model.make_step()
         self.set_sampling(sampling or Sampling.for_mode(model.mode))
         self._after_prompt = hidden_BTH[:, -1], state
@@ -80,6 +95,11 @@ class FreeRun:
         with torch.inference_mode():
             self._sample = self._head.make_sampler(sampling, self._generator)
 
+    def set_token_temperature(self, temperature: float) -> None:
+        """Choose the tokens from now on at another temperature; of no effect for a network without tokens."""
+        if self._tokens:
+            self._tokens.set_temperature(temperature)
+
     def make_block(self, num_frames: int = BLOCK_FRAMES) -> np.ndarray:
         """Return the next frames (B, num_frames, F) of every stream."""
         hidden_BH, state = self._now
@@ -89,12 +109,21 @@ class FreeRun:
             for _ in range(num_frames):
                 frames_BF = self._sample(hidden_BH)
                 block.append(frames_BF)
-                hidden_BH, state = self._step(frames_BF, state)
+                hidden_BH, state = self._step(frames_BF, state, self._advance_tokens())
             self._now = hidden_BH, state
             return torch.stack(block, dim=1).cpu().numpy().astype(self._dtype)
 
+    def _advance_tokens(self) -> Tensor | None:
+        """Return the context of the frame after the one that was just sampled; None for a network without tokens."""
+        if self._tokens is None:
+            return None
+        self._tokens.advance()
+        return self._tokens.context().to(self._now[0].device)
+
     def start_over(self, stream: int) -> None:
         """Return one stream to the state after its prompt; the frames sampled from there are new ones."""
+        if self._tokens:
+            self._tokens.start_over(stream)
         (hidden_BH, state), (prompt_BH, prompt_state) = self._now, self._after_prompt
         with torch.inference_mode():
             hidden_BH[stream] = prompt_BH[stream]
@@ -104,9 +133,15 @@ class FreeRun:
 
 
 def generate_frames(
-    model: Babbler, prompts_BTF: np.ndarray, num_frames: int, sampling: Sampling | None = None, seed: int = 0
+    model: Babbler,
+    prompts_BTF: np.ndarray,
+    num_frames: int,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    tokens: TokenLevel | None = None,
+    token_temperature: float = TOKEN_TEMPERATURE,
 ) -> np.ndarray:
     """Return the frames (B, num_frames, F) that continue each prompt; the other arguments are those of `FreeRun`."""
-    free_run = FreeRun(model, prompts_BTF, sampling, seed)
+    free_run = FreeRun(model, prompts_BTF, sampling, seed, tokens, token_temperature)
     blocks = [free_run.make_block() for _ in range(-(-num_frames // BLOCK_FRAMES))]
     return np.concatenate(blocks, axis=1)[:, :num_frames]

@@ -10,13 +10,14 @@ H units.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from babble.codec.frames import Mode
+from babble.codec.frames import TOKENS, Mode
 from babble.model.cells import CELLS, Cell, RecurrentLayer, State, Step
 from babble.model.heads import HEADS, Head, HeadName
 from babble.model.typed_list import TypedModuleList
@@ -53,6 +54,8 @@ class ModelConfig:
         head_units: Hidden units of the autoregressive head, which all fields share; the other heads have none.
         frames_ahead: Number of following frames predicted in training, each by its own head; 1 is the next frame only.
             The additional heads are not used in generation.
+        tokens: Number of different tokens if the network also receives the token of the next frame (babble.tokens):
+            which one, which follows, and how far it is; 0 for none.
     """
 
     inputs: Literal["scaled", "embedded"] = "embedded"
@@ -65,12 +68,15 @@ class ModelConfig:
     head: HeadName = "autoregressive"
     head_units: int = 512
     frames_ahead: int = 1
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         """Validate sizes."""
         for key in ("embedding_size", "num_layers", "units", "head_units", "frames_ahead"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)}: must be at least 1.")
+        if self.tokens < 0:
+            raise ValueError(f"model.tokens={self.tokens}: must be at least 0.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout}: must be at least 0 and below 1.")
 
@@ -119,6 +125,51 @@ class EmbeddedInput(nn.Module):
         return self.table(rows).view(*frames.shape[:-1], self.width)
 
 
+class FrameStep(Protocol):
+    """What `Babbler.make_step` returns."""
+
+    def __call__(
+        self, frames_BF: Tensor, state: list[State], context_BC: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Return hidden_BH and the state after one frame of each stream."""
+        ...
+
+
+class ContextInput(nn.Module):
+    """What a network receives of the next frame's token: a vector added to its input, and one to the head's.
+
+    Both are zero at first, so that a network that is continued with tokens starts as it was.
+
+    Args:
+        tokens: number of different tokens.
+        units: hidden units.
+        input_width: size of the network's input.
+        head_inputs: size of the head's.
+    """
+
+    first_row_C: Tensor
+
+    def __init__(self, tokens: int, units: int, input_width: int, head_inputs: int) -> None:
+        super().__init__()
+        # The columns of codec/token_sequences.py: token, next token, frames left, frames since its start.
+        longest = int(TOKENS.levels[1])
+        sizes = (tokens, tokens, longest, longest)
+        self.table = nn.EmbeddingBag(sum(sizes), units, mode="sum")
+        self.register_buffer("first_row_C", torch.tensor([0, *np.cumsum(sizes)[:-1].tolist()]), persistent=False)
+        self.dense = nn.Linear(units, units)
+        self.to_input, self.to_head = nn.Linear(units, input_width), nn.Linear(units, head_inputs)
+        nn.init.normal_(self.table.weight, std=0.05)
+        for layer in (self.to_input, self.to_head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is added to the input and to the head's input, for a context (..., C)."""
+        rows = (context + self.first_row_C).flatten(0, -2)
+        hidden = functional.relu(self.dense(self.table(rows).view(*context.shape[:-1], -1)))
+        return self.to_input(hidden), self.to_head(hidden)
+
+
 class Babbler(nn.Module):
     """A stack of recurrent layers that predicts the next frame of speech.
 
@@ -150,6 +201,9 @@ class Babbler(nn.Module):
         widths = [self.input.width] + [above] * (config.num_layers - 1)
         self.layers = TypedModuleList[RecurrentLayer](CELLS[config.cell](width, config.units) for width in widths)
         head_inputs = config.units * (config.num_layers if config.skips else 1)
+        self.context = (
+            ContextInput(config.tokens, config.units, self.input.width, head_inputs) if config.tokens else None
+        )
         self.head: Head = HEADS[config.head](head_inputs, config.head_units, mode)
         # Frames further ahead are an auxiliary task: a cheap head is enough.
         ahead = HEADS["categorical" if self.head.has_likelihood else config.head]
@@ -162,34 +216,59 @@ class Babbler(nn.Module):
         """Return the state of every layer before the first frame."""
         return [layer.initial_state(batch) for layer in self.layers]
 
-    def forward(self, frames_BTF: Tensor, state: list[State] | None = None) -> tuple[Tensor, list[State]]:
+    def split(self, frames_BTX: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return inputs, context and targets: each frame is predicted from those before, and from its own context.
+
+        Args:
+            frames_BTX: levels, and of a network with tokens the context of each frame after them, int64 (B, T, F + C).
+
+        Returns:
+            inputs (B, T - 1, F), context (B, T - 1, C) or None, targets (B, T - 1, F).
+        """
+        num_fields = self.mode.num_fields
+        context = frames_BTX[:, 1:, num_fields:] if self.context else None
+        return frames_BTX[:, :-1, :num_fields], context, frames_BTX[:, 1:, :num_fields]
+
+    def forward(
+        self, frames_BTF: Tensor, state: list[State] | None = None, context_BTC: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
         """Return the input of the head, and the state after the last frame.
 
         Args:
             frames_BTF: integer levels.
             state: the state that an earlier call returned, to continue from; None for the initial state.
+            context_BTC: of a network with tokens, the context of the frame after each.
 
         Returns:
             hidden_BTH: step t depends on frames 0..t and predicts frame t + 1. It is the output of the top layer, or
             with skip connections those of all layers, concatenated; and the state of every layer.
         """
         state = self.initial_state(len(frames_BTF)) if state is None else state
-        return self._run_layers(frames_BTF, state, [layer.__call__ for layer in self.layers])
+        return self._run_layers(frames_BTF, state, [layer.__call__ for layer in self.layers], context_BTC)
 
-    def make_step(self) -> Callable[[Tensor, list[State]], tuple[Tensor, list[State]]]:
-        """Return a function (frames_BF, state) -> (hidden_BH, state) for one frame at a time.
+    def make_step(self) -> FrameStep:
+        """Return a function (frames_BF, state, context_BC) -> (hidden_BH, state) for one frame at a time.
 
         It computes the same as `forward`, and is much faster when the next frame is not known yet. It copies the
         current weights.
         """
         steps = [_with_output(layer.make_step()) for layer in self.layers]
-        return lambda frames_BF, state: self._run_layers(frames_BF, state, steps)
+
+        def step(frames_BF: Tensor, state: list[State], context_BC: Tensor | None = None) -> tuple[Tensor, list[State]]:
+            return self._run_layers(frames_BF, state, steps, context_BC)
+
+        return step
 
     def _run_layers(
-        self, frames: Tensor, state: list[State], layers: Sequence[LayerCall]
+        self, frames: Tensor, state: list[State], layers: Sequence[LayerCall], context: Tensor | None
     ) -> tuple[Tensor, list[State]]:
         """Return the input of the head and every layer's state; `layers` take whole segments or single frames."""
-        x = inputs = self._drop(self.input(frames))
+        embedded, to_head = self.input(frames), None
+        if self.context:
+            assert context is not None, "a network with tokens needs the context of the next frame"
+            to_input, to_head = self.context(context)
+            embedded = embedded + to_input
+        x = inputs = self._drop(embedded)
         outputs, after = [], []
         for number, (layer, layer_state) in enumerate(zip(layers, state, strict=True), 1):
             if number in self.bypassed:
@@ -200,7 +279,8 @@ class Babbler(nn.Module):
                 x = self._drop(x)
                 outputs.append(x)
             after.append(layer_state)
-        return (torch.cat(outputs, dim=-1) if self.config.skips else x), after
+        hidden = torch.cat(outputs, dim=-1) if self.config.skips else x
+        return (hidden if to_head is None else hidden + to_head), after
 
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or not self.config.dropout:

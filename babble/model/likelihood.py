@@ -22,9 +22,8 @@ def _iterate_losses(model: Babbler, frames_BTF: Tensor) -> Iterator[tuple[Tensor
     """Yield absolute errors in levels and bits, each (B, T, F), chunk by chunk, with the state carried."""
     head, state = model.head, None
     for start in range(0, frames_BTF.shape[1] - 1, CHUNK_FRAMES):
-        chunk = frames_BTF[:, start : start + CHUNK_FRAMES + 1]
-        hidden_BTH, state = model(chunk[:, :-1], state)
-        targets = chunk[:, 1:]
+        inputs, context, targets = model.split(frames_BTF[:, start : start + CHUNK_FRAMES + 1])
+        hidden_BTH, state = model(inputs, state, context)
         error_BTF = (head.predict(hidden_BTH) - targets).abs()
         yield error_BTF, head.loss(hidden_BTH, targets) if head.has_likelihood else torch.zeros_like(error_BTF)
 
@@ -34,7 +33,8 @@ def measure_losses(model: Babbler, frames_BTF: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         model: the network.
-        frames_BTF: recordings of equal length, int64, on the network's device.
+        frames_BTF: recordings of equal length, int64, on the network's device; of a network with tokens also the
+            context of each frame, as `Babbler.split` takes it.
 
     Returns:
         error_BTF, the absolute error of the best prediction in levels, and bits_BTF, zeros for heads without a
@@ -42,7 +42,7 @@ def measure_losses(model: Babbler, frames_BTF: Tensor) -> tuple[Tensor, Tensor]:
     """
     chunks = [(error.float().cpu(), bits.float().cpu()) for error, bits in _iterate_losses(model, frames_BTF)]
     if not chunks:
-        nothing = torch.zeros(len(frames_BTF), 0, frames_BTF.shape[-1])
+        nothing = torch.zeros(len(frames_BTF), 0, model.mode.num_fields)
         return nothing, nothing
     error, bits = zip(*chunks, strict=True)
     return torch.cat(error, dim=1), torch.cat(bits, dim=1)
@@ -50,7 +50,7 @@ def measure_losses(model: Babbler, frames_BTF: Tensor) -> tuple[Tensor, Tensor]:
 
 def sum_losses(model: Babbler, frames_BTF: Tensor) -> Tensor:
     """Return the values of `measure_losses` summed over frames, float64 (3, F): error, bits, number of frames."""
-    sums = torch.zeros(3, frames_BTF.shape[-1], dtype=torch.float64, device=frames_BTF.device)
+    sums = torch.zeros(3, model.mode.num_fields, dtype=torch.float64, device=frames_BTF.device)
     for error_BTF, bits_BTF in _iterate_losses(model, frames_BTF):
         sums[0] += error_BTF.double().sum(dim=(0, 1))
         sums[1] += bits_BTF.double().sum(dim=(0, 1))

@@ -91,10 +91,11 @@ def parse_settings(values: dict[str, Any]) -> Settings:
     Raises:
         ValueError: an unknown key or a value of another type.
     """
-    types = {"temperature": str, "top_p": str, "min_p": str, "what_if": str, "guard": bool}
+    text = dict.fromkeys(("temperature", "top_p", "min_p", "what_if"), str)
+    types: dict[str, type | tuple[type, ...]] = {**text, "token_temperature": (int, float), "guard": bool}
     for key, value in values.items():
         if key not in types or not isinstance(value, types[key]):
-            raise ValueError(f"settings are {', '.join(types)}: text, and guard true or false")
+            raise ValueError(f"settings are {', '.join(types)}: text, a number, and true or false")
     return Settings(**values)
 
 

@@ -10,6 +10,7 @@ A change acts on the next block. The last minute is kept, as frames and as sound
 
 import io
 import json
+import math
 import threading
 import zipfile
 from collections import deque
@@ -26,6 +27,7 @@ from babble.codec.frames import SAMPLE_RATE_HZ, Mode, energy_db, is_voiced, pack
 from babble.generation.free_run import FreeRun, choose_sampling
 from babble.generation.output import write_wav
 from babble.generation.prompts import PROMPT_FRAMES, Prompt, find_prompt, open_shards
+from babble.generation.token_run import TOKEN_TEMPERATURE, TokenLevel, load_token_level
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
@@ -45,6 +47,7 @@ class Settings:
         top_p: see babble generate.
         min_p: see babble generate.
         what_if: edits of what is played; the network's input is not edited. Empty: none.
+        token_temperature: of a voice with tokens, what is said; without effect for others.
         guard: whether silence, a held tone, a pulse or a loop restarts the voice from its prompt.
     """
 
@@ -52,6 +55,7 @@ class Settings:
     top_p: str = "1"
     min_p: str = "0"
     what_if: str = ""
+    token_temperature: float = TOKEN_TEMPERATURE
     guard: bool = True
 
 
@@ -69,7 +73,7 @@ class Voices:
         for path in paths:
             if path.resolve() not in [known.resolve() for known in self._paths.values()]:
                 self._paths["bundled voice" if path == PRETRAINED else path.name] = path
-        self._loaded: dict[str, tuple[Babbler, RunFolder]] = {}
+        self._loaded: dict[str, tuple[Babbler, RunFolder, TokenLevel | None]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -77,8 +81,8 @@ class Voices:
         """Their names; the first one plays first."""
         return list(self._paths)
 
-    def load(self, name: str) -> tuple[Babbler, RunFolder]:
-        """Return a network and its run; it is read once.
+    def load(self, name: str) -> tuple[Babbler, RunFolder, TokenLevel | None]:
+        """Return a network, its run, and the level above its frames; it is read once.
 
         Raises:
             ValueError: there is no such voice, or its checkpoint can't be used.
@@ -88,7 +92,8 @@ class Voices:
                 raise ValueError(f"there is no voice {name!r}; there are {', '.join(self._paths)}.")
             if name not in self._loaded:
                 run, path = locate_checkpoint(self._paths[name])
-                self._loaded[name] = build_model(load_checkpoint(path)), run
+                model = build_model(load_checkpoint(path))
+                self._loaded[name] = model, run, load_token_level(run, model)
             return self._loaded[name]
 
 
@@ -153,6 +158,7 @@ class Session:
         return {
             "voice": self.voice,
             "voices": self.voices.names,
+            "has_tokens": self._tokens is not None,
             "groups": self.mode.groups if self._model.head.has_likelihood else [],
             "edits": [group for group, is_possible in possible.items() if is_possible],
             "mode": self.mode.name,
@@ -168,10 +174,10 @@ class Session:
         Raises:
             ValueError: as `Voices.load`.
         """
-        model, run = self.voices.load(name)
+        model, run, tokens = self.voices.load(name)
         with self._lock:
             is_same_mode = bool(self._kept) and self.mode == model.mode
-            self.voice, self._model, self._run = name, model, run
+            self.voice, self._model, self._run, self._tokens = name, model, run, tokens
             self._block_frames = max(1, round(BLOCK_SECONDS * model.mode.frames_per_second))
             if is_same_mode:
                 # As they were sampled, before edits.
@@ -196,6 +202,7 @@ class Session:
             edits, sampling = self._read(settings)
             self.settings, self._edits = settings, edits
             self._free_run.set_sampling(sampling)
+            self._free_run.set_token_temperature(settings.token_temperature)
 
     def continue_from(self, prompt: Prompt) -> None:
         """Continue a prompt from the next block on; of a long one, its end.
@@ -259,12 +266,15 @@ class Session:
         edits, sampling = self._read(self.settings)
         frames = prompt.frames if len(prompt.frames) else silence_frame(self.mode)[None]
         self._seed += 1
-        self._free_run = FreeRun(self._model, frames[None], sampling, self._seed)
+        temperature = self.settings.token_temperature
+        self._free_run = FreeRun(self._model, frames[None], sampling, self._seed, self._tokens, temperature)
         self._prompt, self._edits = prompt, edits
         self._guard, self._decoder = Guard(self.mode), Decoder(self.mode)
         self._decoder.decode(pack_packets(frames, self.mode))
 
     def _read(self, settings: Settings) -> tuple[tuple[Edit, ...], Any]:
+        if not 0 < settings.token_temperature < math.inf:
+            raise ValueError(f"token temperature {settings.token_temperature:g}: must be above 0.")
         edits = parse_edits(settings.what_if, self.mode) if settings.what_if else ()
         has_likelihood = self._model.head.has_likelihood
         values = (settings.temperature, settings.top_p, settings.min_p) if has_likelihood else (None, None, None)

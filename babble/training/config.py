@@ -5,6 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
+from babble.codec.frames import TOKENS
 from babble.data.loaders import DataConfig
 from babble.model.babbler import ModelConfig
 from babble.run_folder import RunFolder
@@ -88,6 +89,8 @@ class TrainConfig:
         checkpoint_minutes: Minutes between two saves of last.ckpt, which is also saved at the end of each epoch.
         log_every_steps: Optimizer steps between two rows of metrics.jsonl.
         init_from: Run folder or checkpoint to take the initial weights from; unfreezing starts at its first stage.
+        token_model: Run folder or checkpoint of a network trained on `data.tokens`, which chooses the tokens when this
+            one generates.
         seed: Random seed of the initial weights and of the order of windows.
         compute: Processes, devices and precision.
         wandb: W&B settings.
@@ -107,6 +110,7 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     log_every_steps: int = 50
     init_from: Path | None = None
+    token_model: Path | None = None
     seed: int = 0
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -118,6 +122,12 @@ class TrainConfig:
             raise ValueError("the training has no end: set stop.epochs, stop.steps, stop.hours or stop.patience.")
         if self.optim.schedule == "cosine" and not (self.optim.schedule_steps or self.stop.epochs or self.stop.steps):
             raise ValueError("optim.schedule=cosine needs an end: set optim.schedule_steps, stop.steps or stop.epochs.")
+        if (self.data.tokens is None) != (self.token_model is None):
+            raise ValueError("data.tokens and token_model belong together: set both, or neither.")
+        if self.model.tokens and not self.data.tokens:
+            raise ValueError(f"model.tokens={self.model.tokens} has no effect without data.tokens.")
+        if self.data.tokens:
+            object.__setattr__(self, "model", replace(self.model, tokens=int(TOKENS.levels[0])))
         if self.model.frames_ahead > 1 and self.optim.loss_steps == "last":
             raise ValueError(
                 f"model.frames_ahead={self.model.frames_ahead} needs optim.loss_steps=all: only one frame follows the "
@@ -134,8 +144,11 @@ class TrainConfig:
         # Absolute, so that a run can be used from any folder.
         if self.data.shards:
             object.__setattr__(self, "data", replace(self.data, shards=self.data.shards.absolute()))
-        if self.init_from:
-            object.__setattr__(self, "init_from", self.init_from.absolute())
+        if self.data.tokens:
+            object.__setattr__(self, "data", replace(self.data, tokens=self.data.tokens.absolute()))
+        for key in ("init_from", "token_model"):
+            if path := getattr(self, key):
+                object.__setattr__(self, key, path.absolute())
 
     @property
     def run(self) -> RunFolder:

@@ -132,11 +132,10 @@ class BabbleModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss per field of a batch of windows, or of one chunk of every stream."""
-        frames_BTF = batch.frames.long()
-        inputs_BTF = replace_levels(frames_BTF[:, :-1], self.optim.input_noise)
-        hidden_BTH, after = self.model(inputs_BTF, self._state_before(batch.starts))
+        inputs_BTF, context_BTC, targets_BTF = self.model.split(batch.frames.long())
+        inputs_BTF = replace_levels(inputs_BTF, self.optim.input_noise)
+        hidden_BTH, after = self.model(inputs_BTF, self._state_before(batch.starts), context_BTC)
         self.carried = [tuple(tensor.detach() for tensor in layer) for layer in after]
-        targets_BTF = frames_BTF[:, 1:]
         if self.optim.loss_steps == "last":
             hidden_BTH, targets_BTF = hidden_BTH[:, -1:], targets_BTF[:, -1:]
         loss_BTF = self.model.head.loss(hidden_BTH, targets_BTF)

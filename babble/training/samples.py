@@ -27,6 +27,7 @@ from babble.data.shards import Segment
 from babble.evaluation.clips import find_pause_db, measure_clip
 from babble.files import read_json, write_json
 from babble.generation.free_run import generate_frames
+from babble.generation.token_run import load_token_level
 from babble.model.sampling import Sampling
 from babble.reporting.plots.figures import save_figure
 from babble.reporting.plots.progression import plot_progression
@@ -185,7 +186,8 @@ class SampleWriter(pl.Callback):
         pl_module.eval()
         sampling = Sampling.for_mode(self.mode, temperature=str(self.config.temperature))
         with averaged_weights(trainer):
-            generated_BTF = generate_frames(pl_module.model, prompts_BTF, self.config.frames, sampling)
+            tokens = load_token_level(self.run, pl_module.model)
+            generated_BTF = generate_frames(pl_module.model, prompts_BTF, self.config.frames, sampling, tokens=tokens)
         pl_module.train(was_training)
         clips = list(np.concatenate([prompts_BTF, generated_BTF], axis=1))
         self._write(trainer, _folder_name(epoch), clips, prompts_BTF.shape[1], np.concatenate(list(generated_BTF)))

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from babble.cli import config_to_dict, flatten
+from babble.codec.frames import TOKENS
 from babble.data.datamodule import SpeechData
 from babble.data.shards import MANIFEST, verify_shards
 from babble.evaluation.baselines import baseline_lines, measure_baselines
@@ -154,8 +155,9 @@ def _load_weights(module: BabbleModule, init_from: Path) -> None:
     _, path = locate_checkpoint(init_from)
     checkpoint = load_checkpoint(path)
     theirs, ours = (flatten(some) for some in (checkpoint.get("hyper_parameters", {}), dict(module.hparams)))
-    # Dropout has no weights: another voice may need more of it.
-    different = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key) and key != "model.dropout"]
+    # Dropout has no weights: another voice may need more of it. What a network receives of tokens is zero at first.
+    free = {"model.dropout"} | ({"model.tokens"} if not theirs.get("model.tokens") else set())
+    different = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key) and key not in free]
     if different:
         values = ", ".join(f"{key}={theirs.get(key)}, here {ours.get(key)}" for key in different)
         raise ValueError(f"--init-from {init_from}: {path} has another architecture: {values}.")
@@ -166,14 +168,15 @@ def build_callbacks(
     config: TrainConfig, data: SpeechData, module: BabbleModule, request: StopRequest, total_steps: int | None
 ) -> list[pl.Callback]:
     """Return the callbacks of a training, in the order in which Lightning calls them."""
-    run, stages, stop = config.run, config.unfreezing, config.stop
+    run, stages, stop, held_out = config.run, config.unfreezing, config.stop, data.validation_recordings
     consensus = Consensus(request)
     callbacks: list[pl.Callback] = [
         Unfreezing(stages, module.model, config.before_unfreezing),
         LayerLogger(stages),
         *([EMAWeightAveraging(decay=config.optim.ema_decay, use_buffers=False)] if config.optim.ema_decay else []),
         ThroughputLogger(config.log_every_steps),
-        SampleWriter(config.samples, run, data.validation_recordings, data.mode, stages),
+        # Tokens have no sound.
+        *([] if data.mode == TOKENS else [SampleWriter(config.samples, run, held_out, data.mode, stages)]),
         ProgressBar() if sys.stdout.isatty() else ConsoleLogger(stages, stop.epochs, total_steps),
     ]
     if total_steps and not stop.hours:
@@ -268,7 +271,9 @@ def fit(training: Training) -> int:
         with naming_lost_processes():
             trainer.fit(module, datamodule=training.data, ckpt_path=resumed_from, weights_only=True)
             # Lightning does not call it when a run resumes after its last step.
-            training.find(SampleWriter).on_train_end(trainer, module)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, SampleWriter):
+                    callback.on_train_end(trainer, module)
             steps = trainer.global_step
             if best.validated_step != steps:
                 trainer.validate(module, datamodule=training.data, verbose=False)

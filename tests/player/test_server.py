@@ -74,7 +74,7 @@ def test_a_page_gets_a_block_for_every_request(client: TestClient) -> None:
             assert len(pcm) == 960
             assert (len(values["pitch"]), len(values["energy"]), values["alarms"]) == (3, 3, [])
             assert values["speed"] > 0
-        socket.send_json({"settings": {"what_if": "voicing=off", "temperature": "pitch=0.5"}})
+        socket.send_json({"settings": {"what_if": "voicing=off", "temperature": "pitch=0.5", "token_temperature": 1}})
         assert socket.receive_json()["voice"] == "ann"
         socket.send_json({"more": True})
         assert read_block(socket.receive_bytes())[0]["pitch"] == [0, 0, 0]
@@ -87,6 +87,7 @@ def test_a_setting_that_is_wrong_is_told_and_playing_goes_on(client: TestClient)
             ({"settings": {"temperature": "0"}}, "temperature 0: must be above 0"),
             ({"settings": {"volume": "1"}}, "settings are temperature"),
             ({"settings": {"guard": "yes"}}, "settings are temperature"),
+            ({"settings": {"token_temperature": 0}}, "token temperature 0: must be above 0"),
             ({"voice": "nobody"}, "there is no voice 'nobody'"),
             ({"prompt": "/etc/passwd"}, "must be one of silence"),
         ):

@@ -40,7 +40,7 @@ def test_blocks_continue_one_another_as_one_free_run(voices: Voices) -> None:
     blocks = [session.next_block() for _ in range(4)]
     assert [len(block.pcm) for block in blocks] == [960] * 4
     assert [len(block.pitch_hz) for block in blocks] == [3] * 4
-    model, _ = voices.load("ann")
+    model, _, _ = voices.load("ann")
     prompt = session.find_prompt("silence").frames
     one = FreeRun(model, prompt[None], choose_sampling(model, "1", "1", "0"), seed=4).make_block(12)[0]
     assert (saved(session)[1] == one).all()
@@ -77,7 +77,7 @@ def test_a_prompt_is_continued_and_a_long_one_cut_to_its_end(voices: Voices) -> 
     frames = np.random.default_rng(0).integers(0, MODE.levels, (2000, 16)).astype(np.uint8)
     session.continue_from(Prompt(frames, "noise"))
     assert session.describe()["prompt"] == "noise"
-    model, _ = voices.load("ann")
+    model, _, _ = voices.load("ann")
     seed = session._seed
     one = FreeRun(model, frames[None, -750:], choose_sampling(model, "1", "1", "0"), seed).make_block(3)[0]
     session.next_block()

@@ -16,6 +16,7 @@ const SAMPLING = {
   top_p: {label: "Top-p", min: 0.3, max: 1, step: 0.01, value: 1},
   min_p: {label: "Min-p", min: 0, max: 0.3, step: 0.005, value: 0},
 };
+const TOKENS = {label: "What is said", min: 0.1, max: 1.2, step: 0.05, value: 0.4};
 const GROUP_NAMES = {voicing: "Voicing", pitch: "Pitch", energy: "Energy", lsp: "Spectrum"};
 
 let about = {};                  // What the server said about the session.
@@ -46,7 +47,7 @@ const send = message => socket.readyState === WebSocket.OPEN && socket.send(JSON
 
 function onAbout(message) {
   if (message.error) return say(message.error, true);
-  const isNew = message.mode !== about.mode || String(message.groups) !== String(about.groups);
+  const isNew = message.mode !== about.mode || message.has_tokens !== about.has_tokens || String(message.groups) !== String(about.groups);
   about = message;
   if (isNew) makeControls();
   get("about").textContent = `${about.voice}, Codec 2 mode ${about.mode}`;
@@ -164,7 +165,10 @@ function makeControls() {
     controls["edit/voicing"] = {input, show: () => {}};
     get("edits").append(row);
   }
-  get("sampling").replaceChildren(...Object.entries(SAMPLING).flatMap(([key, slider]) => {
+  const said = document.createElement("div");
+  said.className = "sliders";
+  if (about.has_tokens) said.append(makeSlider("tokens", TOKENS.label, TOKENS, "Temperature of what is said"));
+  get("sampling").replaceChildren(said, ...Object.entries(SAMPLING).flatMap(([key, slider]) => {
     const heading = Object.assign(document.createElement("h3"), {textContent: slider.label});
     const rows = Object.assign(document.createElement("div"), {className: "sliders"});
     rows.append(...about.groups.map(group => makeSlider(
@@ -180,6 +184,7 @@ function readSettings() {
       settings[key] = about.groups.map(group => `${group}=${controls[`${key}/${group}`].input.value}`).join(",");
     }
   }
+  if (controls.tokens) settings.token_temperature = Number(controls.tokens.input.value);
   const edits = Object.entries(SLIDERS).filter(([group]) => controls[`edit/${group}`])
     .map(([group, slider]) => slider.edit(Number(controls[`edit/${group}`].input.value)));
   const voicing = controls["edit/voicing"]?.input.value;

@@ -1,0 +1,1 @@
+"""Tokens: classes of sound found without text, a level above the frame."""

@@ -1,0 +1,206 @@
+"""Find tokens of speech without text: classes of sound, a level above the frame.
+
+    babble tokens --shards shards/tale --voice runs/tale --out shards/tale-tokens
+    babble train --config tokens --data.shards shards/tale-tokens --name tale-tokens
+    babble train --config words --data.shards shards/tale --data.tokens shards/tale-tokens --init-from runs/tale \
+        --token-model runs/tale-tokens --name tale-words
+
+1. The hidden states of a trained network, the voice, are clustered: the targets.
+2. An encoder learns to predict the target of masked frames from those around them (tokenizer/encoder.py).
+3. Its features are clustered again, and each recording is cut into segments of one cluster (tokenizer/clusters.py):
+   its tokens, each with a duration.
+4. OUT holds the tokens as shards of their own mode, and the tokenizer.
+
+A network trained on the tokens then chooses what is said, and one trained on the frames, given their tokens, how it
+sounds. The same command continues after a stop.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from babble.cli import config_to_dict, run_command
+from babble.codec.frames import TOKENS
+from babble.codec.token_sequences import join_tokens
+from babble.data.shards import (
+    MANIFEST,
+    SHIFTED,
+    SPLITS,
+    Manifest,
+    Segment,
+    hash_manifest,
+    open_shards,
+    read_manifest,
+    read_recordings,
+    write_manifest,
+    write_shards,
+)
+from babble.files import check_writable, lock, replacing
+from babble.model.babbler import Babbler
+from babble.model.checkpoint import build_model, load_checkpoint
+from babble.run_folder import PRETRAINED, locate_checkpoint
+from babble.tokenizer.clusters import assign, find_centres, fit_clusters
+from babble.tokenizer.tokenizer import FILE, EncoderConfig, Tokenizer, hidden_states, train_encoder
+
+# Clusters are found on every so manieth frame.
+TARGET_STRIDE, FEATURE_STRIDE = 8, 6
+ENTRIES_PER_SHARD = 64
+STATE = ".encoder.pt"
+# Between two lines of the encoder's training in a log file.
+LINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Find tokens of speech without text.
+
+    Attributes:
+        shards: folder of shards.
+        voice: run folder or checkpoint of a network for these shards' mode; the bundled voice by default.
+        out: folder for the tokens.
+        clusters: number of different tokens, at most 512.
+        change_cost: price of a change of token between two frames, relative to the mean squared distance of features
+            from their cluster: a higher one gives fewer, longer tokens.
+        encoder: size and training of the encoder.
+        threads: CPU threads. On a busy machine more than one make it slower.
+        seed: random seed.
+    """
+
+    shards: Path | None = None
+    voice: Path = PRETRAINED
+    out: Path | None = None
+    clusters: int = 500
+    change_cost: float = 0.6
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        if self.shards is None or self.out is None:
+            raise ValueError("name the shards and where to write: --shards shards/NAME --out shards/NAME-tokens")
+        if not 2 <= self.clusters <= TOKENS.levels[0]:
+            raise ValueError(f"--clusters {self.clusters}: must be from 2 to {TOKENS.levels[0]}.")
+        if self.change_cost < 0:
+            raise ValueError(f"--change-cost {self.change_cost}: must be at least 0.")
+
+
+def make_tokens(config: TokensConfig) -> Manifest:
+    """Find tokens and write them as shards, or continue where an earlier call stopped; return their manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: unusable shards or voice; the folder holds tokens of other settings.
+    """
+    assert config.out is not None
+    shards, manifest = open_shards(config.shards)
+    _, path = locate_checkpoint(config.voice)
+    model = build_model(load_checkpoint(path))
+    if model.mode != manifest.mode:
+        raise ValueError(f"{shards} has mode {manifest.mode.name}, but {config.voice} mode {model.mode.name}.")
+    names = ("clusters", "change_cost", "encoder", "seed")
+    settings = {**{name: config_to_dict(config)[name] for name in names}, "shards": hash_manifest(shards)}
+    if (config.out / MANIFEST).is_file():
+        found = read_manifest(config.out)
+        if found.settings != settings:
+            raise ValueError(f"{config.out} holds tokens of other shards or settings: choose another --out.")
+        print(f"{config.out} is finished already.")
+        return found
+    check_writable(config.out / MANIFEST, "--out")
+    config.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    # Vanishing gradients are denormal numbers, with which a step takes a CPU eight times as long.
+    torch.set_flush_denormal(True)
+    with lock(config.out / ".lock", f"{config.out} is being written by another process."):
+        recordings = read_recordings(shards, manifest, "train")
+        tokenizer = _train(config, model, [recording.frames for recording in recordings])
+        tokens = _write(config.out, shards, manifest, tokenizer, settings)
+        (config.out / STATE).unlink(missing_ok=True)
+    return tokens
+
+
+def _train(config: TokensConfig, model: Babbler, recordings: list[np.ndarray]) -> Tokenizer:
+    assert config.out is not None
+    path = config.out / FILE
+    if path.is_file():
+        return Tokenizer.from_state(load_checkpoint(path))
+    as_tensors = [torch.from_numpy(frames.astype(np.int64)) for frames in recordings]
+    _say("clustering the hidden states of the voice")
+    hidden = [hidden_states(model, frames).half() for frames in as_tensors]
+    sample = torch.cat([rows[::TARGET_STRIDE] for rows in hidden]).float()
+    centres = find_centres(sample, config.encoder.targets, config.seed)
+    targets = [assign(rows.float(), centres).numpy() for rows in hidden]
+    del hidden, sample
+    started = said = time.monotonic()
+
+    def report(step: int, loss: float) -> None:
+        nonlocal said
+        if not sys.stdout.isatty() and time.monotonic() - said < LINE_SECONDS:
+            return
+        said = time.monotonic()
+        seconds = (time.monotonic() - started) / max(1, step) * (config.encoder.steps - step)
+        _say(f"encoder: step {step} of {config.encoder.steps}, loss {loss:.3f}, {seconds / 60:.1f} min left")
+
+    encoder = train_encoder(config.encoder, model.mode, recordings, targets, config.seed, config.out / STATE, report)
+    _say("clustering its features")
+    features = torch.cat([encoder.features(frames)[::FEATURE_STRIDE] for frames in as_tensors])
+    tokenizer = Tokenizer(encoder, fit_clusters(features, config.clusters, config.change_cost, config.seed), model.mode)
+    with replacing(path) as temporary:
+        torch.save(tokenizer.state(), temporary)
+    # As it is read again, in half precision.
+    return Tokenizer.from_state(load_checkpoint(path))
+
+
+def _write(out: Path, shards: Path, manifest: Manifest, tokenizer: Tokenizer, settings: dict[str, object]) -> Manifest:
+    """Write the tokens of all recordings, and the manifest last."""
+    facts, rows = [], []
+    for split in (*SPLITS, SHIFTED):
+        source = manifest.with_shifted() if split == SHIFTED else manifest
+        recordings = read_recordings(shards, source, "train" if split == SHIFTED else split)
+        if split == SHIFTED:
+            recordings = recordings[len(manifest.of_split("train")) :]
+        tokenized = []
+        for number, recording in enumerate(recordings, 1):
+            _say(f"tokens of the {split} recordings: {number} of {len(recordings)}")
+            sequence = join_tokens(tokenizer.tokenize(recording.frames))
+            tokenized.append(Segment(recording.recording, recording.first_frame, sequence))
+            rows.append(
+                {
+                    "name": recording.recording,
+                    "split": split,
+                    "first_frame": recording.first_frame,
+                    "frames": len(sequence),
+                    "spoken_frames": len(recording.frames),
+                }
+            )
+        facts += write_shards(out, split, tokenized, TOKENS, ENTRIES_PER_SHARD)
+    kept = [row for row in rows if row["split"] != SHIFTED]
+    tokens = Manifest(TOKENS, settings, kept, facts, [], shifted=[row for row in rows if row["split"] == SHIFTED])
+    write_manifest(out, tokens)
+    return tokens
+
+
+def _say(line: str) -> None:
+    """Print what is being done: over the last line on a terminal, else a line of its own."""
+    print(f"\r\x1b[K{line}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
+
+
+def _run(config: TokensConfig) -> None:
+    manifest = make_tokens(config)
+    spoken = sum(row["spoken_frames"] for row in manifest.of_split("train"))
+    frames_per_second = open_shards(config.shards)[1].mode.frames_per_second
+    per_second = manifest.split_frames("train") * frames_per_second / spoken
+    print(f"\n{config.out}: {per_second:.1f} tokens per second")
+    print(f"next: babble train --config tokens --data.shards {config.out} --name NAME")
+
+
+def main() -> None:
+    """Run `babble tokens`."""
+    run_command(TokensConfig, _run, "babble tokens")
+
+
+if __name__ == "__main__":
+    main()

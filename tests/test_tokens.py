@@ -1,0 +1,143 @@
+"""From shards to a voice with tokens: `babble tokens`, a network over them, and one over frames that receives them."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from babble.codec.frames import TOKENS
+from babble.codec.token_sequences import spread_tokens
+from babble.data.datamodule import SpeechData
+from babble.data.loaders import DataConfig
+from babble.data.shards import read_manifest, read_recordings
+from babble.evaluate import EvaluateConfig, evaluate
+from babble.export import ExportConfig, export_voice
+from babble.generate import GenerateConfig, generate
+from babble.model.babbler import ModelConfig
+from babble.run_folder import RunFolder
+from babble.tokenizer.tokenizer import EncoderConfig, load_tokenizer
+from babble.tokens import TokensConfig, make_tokens
+from babble.train import train
+from babble.training.config import StopConfig, TrainConfig
+from babble.training.samples import SamplesConfig
+from babble.training.wandb_run import WandbConfig
+
+SMALL = ModelConfig(num_layers=1, units=8, head_units=8, skips=True)
+
+
+@pytest.fixture(scope="module")
+def trained(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs "plain", "tokens" and "words", and the tokens of the shards in "shards"."""
+    folder = tmp_path_factory.mktemp("tokens")
+    base = TrainConfig(
+        name="plain",
+        runs=folder / "runs",
+        data=DataConfig(speech_shards, reading="streams", window_frames=32, batch_size=4, windows_per_epoch=40),
+        model=SMALL,
+        stop=StopConfig(epochs=2),
+        samples=SamplesConfig(every_epochs=0, prompts=1, prompt_frames=50, frames=50),
+        wandb=WandbConfig(mode="off"),
+    )
+    plain = train(base).run
+    out = folder / "shards"
+    make_tokens(TokensConfig(speech_shards, plain, out, 20, encoder=EncoderConfig(8, 10, 20)))
+    over_tokens = replace(base, name="tokens", data=replace(base.data, shards=out, window_frames=16))
+    chooses = train(over_tokens).run
+    words = replace(base.data, tokens=out)
+    train(replace(base, name="words", data=words, init_from=plain, token_model=chooses))
+    return folder
+
+
+def test_tokens_cover_every_frame_of_every_split(trained: Path, speech_shards: Path) -> None:
+    manifest, tokens = read_manifest(speech_shards), read_manifest(trained / "shards")
+    assert tokens.mode == TOKENS
+    tokenizer = load_tokenizer(trained / "shards")
+    for split in ("train", "validation"):
+        pairs = zip(
+            read_recordings(speech_shards, manifest, split),
+            read_recordings(trained / "shards", tokens, split),
+            strict=True,
+        )
+        for spoken, found in pairs:
+            assert (spoken.recording, spoken.first_frame) == (found.recording, found.first_frame)
+            assert (spread_tokens(found.frames) == tokenizer.tokenize(spoken.frames)).all()
+    assert tokens.split_frames("train") < manifest.split_frames("train")
+
+
+def test_a_finished_folder_is_left_as_it_is_and_other_settings_are_refused(
+    trained: Path, speech_shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TokensConfig(
+        speech_shards, trained / "runs" / "plain", trained / "shards", 20, encoder=EncoderConfig(8, 10, 20)
+    )
+    make_tokens(config)
+    assert "is finished already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds tokens of other shards or settings"):
+        make_tokens(replace(config, clusters=10))
+
+
+def test_a_network_over_tokens_has_no_sound(trained: Path) -> None:
+    run = RunFolder(trained / "runs" / "tokens")
+    assert run.report.is_file()
+    assert not any(run.samples.rglob("*.wav"))
+    found = evaluate(EvaluateConfig(run.path, babble_seconds=0))
+    assert 0 < found["held_out"]["bits_per_frame"] < 13
+    with pytest.raises(ValueError, match="use --babble-seconds 0"):
+        evaluate(EvaluateConfig(run.path))
+    with pytest.raises(ValueError, match="was trained on tokens, which have no sound"):
+        generate(GenerateConfig(run.path, out=str(trained / "none.wav")))
+
+
+def test_a_voice_with_tokens_generates_and_is_exported_whole(trained: Path, tmp_path: Path) -> None:
+    run = RunFolder(trained / "runs" / "words")
+    assert yaml.safe_load(run.config.read_text())["model"]["tokens"] == 512
+    assert any(run.samples.glob("epoch-*/1.wav"))
+    made = [
+        generate(GenerateConfig(run.path, seconds=2, token_temperature=t, out=str(tmp_path / "a.wav"), guard="off"))
+        for t in (0.4, None, 2.0)
+    ]
+    assert [len(facts) for facts in made] == [1, 1, 1]
+    export_voice(ExportConfig(run.path, out=tmp_path / "voice"))
+    shutil.rmtree(run.path.with_name("tokens"))
+    (facts,) = generate(GenerateConfig(tmp_path / "voice", seconds=1, out=str(tmp_path / "b.wav")))
+    assert facts["frames"] == 25
+
+
+def test_evaluation_names_what_is_given_and_what_is_a_bound(trained: Path) -> None:
+    found = evaluate(EvaluateConfig(trained / "runs" / "words", babble_seconds=0))
+    tokens, given = found["tokens"], found["held_out"]["bits_per_frame"]
+    assert tokens["bits_per_frame_bound"] == pytest.approx(tokens["bits_per_frame"] + given)
+    assert 0 < tokens["bits_per_token"] < 13
+    assert tokens["bits_per_frame"] == pytest.approx(tokens["bits_per_token"] * tokens["tokens_per_second"] / 25)
+
+
+def test_settings_that_do_not_fit_are_refused(trained: Path, speech_shards: Path) -> None:
+    words = DataConfig(speech_shards, tokens=trained / "shards")
+    stop = StopConfig(epochs=1)
+    with pytest.raises(ValueError, match=r"data\.tokens and token_model belong together"):
+        TrainConfig(data=words, stop=stop)
+    with pytest.raises(ValueError, match=r"model\.tokens=512 has no effect without data\.tokens"):
+        TrainConfig(model=replace(SMALL, tokens=512), stop=stop)
+    with pytest.raises(ValueError, match=r"data\.tokens needs data\.holding=memory"):
+        DataConfig(speech_shards, tokens=trained / "shards", holding="mapped")
+    with pytest.raises(ValueError, match="--clusters 1: must be from 2 to 512"):
+        TokensConfig(speech_shards, out=trained / "other", clusters=1)
+
+
+def test_tokens_of_other_recordings_are_refused(trained: Path, speech_shards: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(trained / "shards", tmp_path / "tokens")
+    for path in shards.glob("validation-*"):
+        path.unlink()
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["split"] != "validation"]
+    manifest["recordings"] = [one for one in manifest["recordings"] if one["split"] != "validation"]
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    data = SpeechData(DataConfig(speech_shards, tokens=shards), seed=0)
+    data.setup()
+    with pytest.raises(ValueError, match="has not the tokens of recording"):
+        data.val_dataloader()
+    assert np.shape(data._source.read(np.zeros(1, int), 3)) == (1, 3, 20)  # type: ignore[union-attr]
