@@ -43,7 +43,7 @@ demo: $(INSTALLED) ## Train on tests/speech for 3 minutes and generate babble.wa
 test: $(INSTALLED) ## Run the test suite
 	$(RUN) -m pytest -n 2 --dist loadfile
 
-slow: $(INSTALLED) ## Run the tests that create virtual environments; some minutes
+slow: $(INSTALLED) ## Run the slow tests: virtual environments, and comparisons of trainings; some minutes
 	$(RUN) -m pytest -m slow
 
 slurm: $(INSTALLED) ## Run the tests that need Slurm, on a test cluster of three nodes

@@ -21,10 +21,11 @@ import torch
 
 from babble.codec.codec2 import Decoder, decode_frames, encode_pcm
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, check_levels, get_mode, pack_packets, unpack_packets
+from babble.codec.token_sequences import add_context
 from babble.generation.free_run import FreeRun, choose_sampling, one_thread
 from babble.generation.output import write_frames, write_wav
 from babble.generation.prompts import find_prompt, read_frames
-from babble.generation.token_run import add_context, check_token_temperature, load_token_level
+from babble.generation.token_run import check_token_temperature, load_token_level
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.likelihood import name_losses, sum_losses
@@ -208,7 +209,8 @@ class Voice:
             raise ValueError(f"{len(frames)} frames: at least two are needed, as the first is not predicted.")
         if not self.model.head.has_likelihood:
             raise ValueError(f"the {self.model.config.head} head has no likelihood, and therefore no bits per frame.")
-        frames = add_context(frames, self.tokens)
+        if self.tokens:
+            frames = add_context(frames, self.tokens.tokenizer.find_sequence(frames))
         sums = sum_losses(self.model, torch.from_numpy(frames.astype(np.int64))[None])
         return name_losses(sums, self.model, self.mode)["bits_per_frame"]
 

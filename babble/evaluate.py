@@ -29,7 +29,7 @@ import numpy as np
 
 from babble.cli import build_config, run_command
 from babble.codec.frames import TOKENS, Mode
-from babble.codec.token_sequences import join_tokens
+from babble.codec.token_sequences import add_context
 from babble.data.shards import Manifest, Segment, read_recordings
 from babble.data.streaming import SAMPLE_FRAMES, sample_recordings
 from babble.evaluation.baselines import measure_baselines
@@ -44,7 +44,7 @@ from babble.evaluation.words import MODE as RECOGNISED_MODE
 from babble.files import check_writable, write_json
 from babble.generation.free_run import choose_sampling, generate_frames
 from babble.generation.prompts import open_shards, spread_prompts
-from babble.generation.token_run import TokenLevel, add_context, check_token_temperature, load_token_level
+from babble.generation.token_run import TokenLevel, check_token_temperature, load_token_level
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.sampling import Sampling
@@ -240,12 +240,13 @@ def _measure(
     train: list[np.ndarray],
 ) -> dict[str, Any]:
     mode = model.mode
+    sequences = [tokens.tokenizer.find_sequence(frames) for frames in held_out] if tokens else []
+    given = [add_context(*pair) for pair in zip(held_out, sequences, strict=True)] if tokens else held_out
     metrics: dict[str, Any] = {
-        "held_out": measure_held_out(model, [add_context(frames, tokens) for frames in held_out]),
+        "held_out": measure_held_out(model, given),
         "baselines": measure_baselines(train, held_out, mode) if train else {},
     }
     if tokens:
-        sequences = [join_tokens(tokens.tokenizer.tokenize(frames)) for frames in held_out]
         bits = metrics["held_out"]["bits_per_frame"]
         num_frames = sum(map(len, held_out))
         metrics["tokens"] = measure_tokens(

@@ -4,8 +4,8 @@
     babble live runs/NAME
     babble live runs/NAME --port 8765 --no-browser
 
-Opens a page that is served from this computer to this computer only, at an address with a token: sliders for sampling
-and for pitch, energy, spectrum and voicing, prompts from a file or the microphone, all voices in the run folder, and
+Opens a page that is served from this computer to this computer only, at a secret address: sliders for sampling and for
+pitch, energy, spectrum and voicing, prompts from a file or the microphone, all voices in the run folder, and
 the last minute as a file. Ctrl-C ends it.
 """
 
@@ -80,11 +80,11 @@ def serve(config: LiveConfig) -> None:
         listener.bind((HOST, config.port or 0))
     except OSError as error:
         raise OSError(f"--port {config.port}: {error.strerror}. Choose another, or omit the flag.") from None
-    token = secrets.token_urlsafe(16)
-    address = f"http://{HOST}:{listener.getsockname()[1]}/{token}/"
+    secret = secrets.token_urlsafe(16)
+    address = f"http://{HOST}:{listener.getsockname()[1]}/{secret}/"
     settings = uvicorn.Config(
-        make_app(voices, token),
-        # The address, with its token, is in no log.
+        make_app(voices, secret),
+        # The address is secret, so it is in no log.
         access_log=False,
         log_level="warning",
         ws_max_size=MAX_MESSAGE_BYTES,

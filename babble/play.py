@@ -11,8 +11,8 @@ import contextlib
 import os
 import select
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -113,9 +113,8 @@ def play(config: PlayConfig) -> None:
         _play_blocks(session, stream.write, has_keys, config.temperature)
 
 
-def _play_blocks(session: Session, write: object, has_keys: bool, temperature: float) -> None:
-    """Write blocks until q; `write` takes bytes and returns when there is room for more."""
-    assert callable(write)
+def _play_blocks(session: Session, write: Callable[[bytes], object], has_keys: bool, temperature: float) -> None:
+    """Write blocks until q; `write` returns when there is room for more."""
     is_paused = False
     while True:
         key = _read_key() if has_keys else ""
@@ -128,7 +127,7 @@ def _play_blocks(session: Session, write: object, has_keys: bool, temperature: f
             session.change(replace(session.settings, temperature=f"{temperature:g}"))
             print(f"temperature {temperature:g}", flush=True)
         if is_paused:
-            threading.Event().wait(0.05)
+            time.sleep(0.05)
             continue
         write(session.next_block().pcm.tobytes())
 

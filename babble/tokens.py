@@ -15,7 +15,6 @@ A network trained on the tokens then chooses what is said, and one trained on th
 sounds. The same command continues after a stop.
 """
 
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,6 @@ import torch
 
 from babble.cli import config_to_dict, run_command
 from babble.codec.frames import TOKENS
-from babble.codec.token_sequences import join_tokens
 from babble.data.shards import (
     MANIFEST,
     SHIFTED,
@@ -46,11 +44,11 @@ from babble.run_folder import PRETRAINED, locate_checkpoint
 from babble.tokenizer.clusters import assign, find_centres, fit_clusters
 from babble.tokenizer.tokenizer import FILE, EncoderConfig, Tokenizer, hidden_states, train_encoder
 
-# Clusters are found on every so manieth frame.
+# Clusters are found on every so many frames.
 TARGET_STRIDE, FEATURE_STRIDE = 8, 6
 ENTRIES_PER_SHARD = 64
 STATE = ".encoder.pt"
-# Between two lines of the encoder's training in a log file.
+# Between two lines of the encoder's training.
 LINE_SECONDS = 30.0
 
 
@@ -71,7 +69,7 @@ class TokensConfig:
     """
 
     shards: Path | None = None
-    voice: Path = PRETRAINED
+    voice: Path | None = None
     out: Path | None = None
     clusters: int = 500
     change_cost: float = 0.6
@@ -97,10 +95,10 @@ def make_tokens(config: TokensConfig) -> Manifest:
     """
     assert config.out is not None
     shards, manifest = open_shards(config.shards)
-    _, path = locate_checkpoint(config.voice)
+    _, path = locate_checkpoint(config.voice or PRETRAINED)
     model = build_model(load_checkpoint(path))
     if model.mode != manifest.mode:
-        raise ValueError(f"{shards} has mode {manifest.mode.name}, but {config.voice} mode {model.mode.name}.")
+        raise ValueError(f"{shards} has mode {manifest.mode.name}, but {path} mode {model.mode.name}.")
     names = ("clusters", "change_cost", "encoder", "seed")
     settings = {**{name: config_to_dict(config)[name] for name in names}, "shards": hash_manifest(shards)}
     if (config.out / MANIFEST).is_file():
@@ -128,7 +126,7 @@ def _train(config: TokensConfig, model: Babbler, recordings: list[np.ndarray]) -
     if path.is_file():
         return Tokenizer.from_state(load_checkpoint(path))
     as_tensors = [torch.from_numpy(frames.astype(np.int64)) for frames in recordings]
-    _say("clustering the hidden states of the voice")
+    print("clustering the hidden states of the voice", flush=True)
     hidden = [hidden_states(model, frames).half() for frames in as_tensors]
     sample = torch.cat([rows[::TARGET_STRIDE] for rows in hidden]).float()
     centres = find_centres(sample, config.encoder.targets, config.seed)
@@ -138,14 +136,16 @@ def _train(config: TokensConfig, model: Babbler, recordings: list[np.ndarray]) -
 
     def report(step: int, loss: float) -> None:
         nonlocal said
-        if not sys.stdout.isatty() and time.monotonic() - said < LINE_SECONDS:
+        if time.monotonic() - said < LINE_SECONDS:
             return
         said = time.monotonic()
         seconds = (time.monotonic() - started) / max(1, step) * (config.encoder.steps - step)
-        _say(f"encoder: step {step} of {config.encoder.steps}, loss {loss:.3f}, {seconds / 60:.1f} min left")
+        print(
+            f"encoder: step {step} of {config.encoder.steps}, loss {loss:.3f}, {seconds / 60:.1f} min left", flush=True
+        )
 
     encoder = train_encoder(config.encoder, model.mode, recordings, targets, config.seed, config.out / STATE, report)
-    _say("clustering its features")
+    print("clustering the features of the encoder", flush=True)
     features = torch.cat([encoder.features(frames)[::FEATURE_STRIDE] for frames in as_tensors])
     tokenizer = Tokenizer(encoder, fit_clusters(features, config.clusters, config.change_cost, config.seed), model.mode)
     with replacing(path) as temporary:
@@ -158,14 +158,11 @@ def _write(out: Path, shards: Path, manifest: Manifest, tokenizer: Tokenizer, se
     """Write the tokens of all recordings, and the manifest last."""
     facts, rows = [], []
     for split in (*SPLITS, SHIFTED):
-        source = manifest.with_shifted() if split == SHIFTED else manifest
-        recordings = read_recordings(shards, source, "train" if split == SHIFTED else split)
-        if split == SHIFTED:
-            recordings = recordings[len(manifest.of_split("train")) :]
-        tokenized = []
-        for number, recording in enumerate(recordings, 1):
-            _say(f"tokens of the {split} recordings: {number} of {len(recordings)}")
-            sequence = join_tokens(tokenizer.tokenize(recording.frames))
+        recordings, tokenized = read_recordings(shards, manifest, split), []
+        if recordings:
+            print(f"finding the tokens of {len(recordings)} {split} recordings", flush=True)
+        for recording in recordings:
+            sequence = tokenizer.find_sequence(recording.frames)
             tokenized.append(Segment(recording.recording, recording.first_frame, sequence))
             rows.append(
                 {
@@ -183,17 +180,12 @@ def _write(out: Path, shards: Path, manifest: Manifest, tokenizer: Tokenizer, se
     return tokens
 
 
-def _say(line: str) -> None:
-    """Print what is being done: over the last line on a terminal, else a line of its own."""
-    print(f"\r\x1b[K{line}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
-
-
 def _run(config: TokensConfig) -> None:
     manifest = make_tokens(config)
     spoken = sum(row["spoken_frames"] for row in manifest.of_split("train"))
     frames_per_second = open_shards(config.shards)[1].mode.frames_per_second
     per_second = manifest.split_frames("train") * frames_per_second / spoken
-    print(f"\n{config.out}: {per_second:.1f} tokens per second")
+    print(f"{config.out}: {per_second:.1f} tokens per second")
     print(f"next: babble train --config tokens --data.shards {config.out} --name NAME")
 
 

@@ -6,8 +6,8 @@
 
 1. The recordings are encoded as shards/NAME (jobs/preprocess); of a single recording, the end is held out.
 2. A network of the same shape as the bundled voice, starting from its weights, is trained on them as runs/NAME.
-   `choose_training` sets batch, steps, learning rate and precision by the amount of speech and by this machine. It
-   ends early when validation gets worse, and keeps its best weights.
+   Its steps follow from the amount of speech, processes and precision from this machine. It ends early when validation
+   gets worse, and keeps its best weights.
 3. runs/NAME/report.html shows the training and plays samples.
 
 Ctrl-C stops it, and the same command continues from there. Other settings: babble preprocess, then babble train.
@@ -63,7 +63,7 @@ class VoiceConfig:
 
     recordings: tuple[Path, ...] = ()
     name: str | None = None
-    init_from: Path = PRETRAINED
+    init_from: Path | None = None
     runs: Path = Path("runs")
     shards: Path = Path("shards")
     seed: int = 0
@@ -77,10 +77,11 @@ class VoiceConfig:
             object.__setattr__(self, "name", self.recordings[0].absolute().stem)
 
 
-def choose_training(minutes: float, model: ModelConfig, cores: int, gpus: int) -> dict[str, Any]:
-    """Return the sections of a training config that depend on the amount of speech and on the machine.
+def choose_training(shards: Path, minutes: float, model: ModelConfig, cores: int, gpus: int) -> dict[str, Any]:
+    """Return the sections of a `TrainConfig` that depend on the amount of speech and on the machine.
 
     Args:
+        shards: folder of shards.
         minutes: speech for training, without the shifted recordings.
         model: architecture of the voice to start from.
         cores: CPU cores.
@@ -88,24 +89,24 @@ def choose_training(minutes: float, model: ModelConfig, cores: int, gpus: int) -
     """
     steps = round(min(3000.0, max(200.0, 60 * minutes)))
     processes = 1 if gpus else min(cores, MAX_PROCESSES)
+    data = DataConfig(
+        shards,
+        reading="streams",
+        window_frames=CHUNK_FRAMES,
+        batch_size=BATCH_SIZE // processes,
+        windows_per_epoch=BATCH_SIZE * max(25, steps // 12),
+    )
     return {
+        "data": data,
         "model": replace(model, dropout=0.2),
         "optim": OptimConfig(lr=0.002, schedule="cosine", warmup_steps=20),
         "stop": StopConfig(steps=steps, patience=3),
-        "batch_size": BATCH_SIZE // processes,
-        "windows_per_epoch": BATCH_SIZE * max(25, steps // 12),
         "compute": ComputeConfig(
             devices=processes,
             precision="bf16-mixed" if gpus else "32-true",
             threads=None if gpus else 1,
         ),
     }
-
-
-def make_data(shards: Path, chosen: dict[str, Any]) -> DataConfig:
-    """Return the data section of a training, and remove its parts from what `choose_training` returned."""
-    parts = {key: chosen.pop(key) for key in ("batch_size", "windows_per_epoch")}
-    return DataConfig(shards, reading="streams", window_frames=CHUNK_FRAMES, **parts)
 
 
 def make_voice(config: VoiceConfig) -> TrainResult:
@@ -115,7 +116,7 @@ def make_voice(config: VoiceConfig) -> TrainResult:
         FileNotFoundError, ValueError: unusable recordings, voice to start from, or settings.
         CommandError, Interrupted: as `preprocess` and `train`.
     """
-    _, path = locate_checkpoint(config.init_from)
+    _, path = locate_checkpoint(config.init_from or PRETRAINED)
     start = build_model(load_checkpoint(path))
     shards = config.shards / str(config.name)
     # The second process of the training runs this too.
@@ -132,13 +133,12 @@ def make_voice(config: VoiceConfig) -> TrainResult:
             "recordings, and another --name."
         )
     cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
-    chosen = choose_training(minutes, start.config, cores, gpus)
+    chosen = choose_training(shards, minutes, start.config, cores, gpus)
     return train(
         TrainConfig(
             name=config.name,
             recipe="voice",
             runs=config.runs,
-            data=make_data(shards, chosen),
             samples=SamplesConfig(every_epochs=4),
             init_from=path,
             seed=config.seed,

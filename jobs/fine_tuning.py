@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from babble.cli import CommandError, config_to_dict, run_command, to_yaml
-from babble.data.loaders import DataConfig
 from babble.data.shards import SHIFTED, Manifest, Segment, read_manifest, read_recordings, write_manifest, write_shards
 from babble.files import read_json, read_json_lines, write_bytes
 from babble.model.babbler import ModelConfig
@@ -32,7 +31,7 @@ from babble.training.config import TrainConfig
 from babble.training.samples import SamplesConfig
 from babble.training.unfreezing import Stage
 from babble.training.wandb_run import WandbConfig
-from babble.voice import choose_training, make_data
+from babble.voice import choose_training
 from jobs.experiments import append_row, read_rows
 
 Method = Literal["scratch", "all", "ends", "upper"]
@@ -58,7 +57,7 @@ class FineTuningConfig:
     minutes: tuple[str, ...] = ("1", "5", "20", "60")
     methods: tuple[Method, ...] = get_args(Method)
     seeds: tuple[str, ...] = ("0", "1", "2")
-    init_from: Path = PRETRAINED
+    init_from: Path | None = None
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,18 +80,16 @@ def cut_training(shards: Path, out: Path, minutes: float) -> Manifest | None:
         return read_manifest(out)
     out.mkdir(parents=True, exist_ok=True)
     kept: list[Segment] = []
-    # The training recordings, then the shifted ones in the same order, each named after its recording.
-    all_recordings = read_recordings(shards, manifest.with_shifted(), "train")
-    num_recordings = len(manifest.of_split("train"))
-    for recording in all_recordings[:num_recordings]:
+    for recording in read_recordings(shards, manifest, "train"):
         kept.append(replace(recording, frames=recording.frames[:num_frames]))
         num_frames -= len(kept[-1].frames)
         if not num_frames:
             break
     lengths = {recording.recording: len(recording.frames) for recording in kept}
+    # Each is named after its recording.
     again = [
         replace(recording, frames=recording.frames[: lengths[origin]])
-        for recording in all_recordings[num_recordings:]
+        for recording in read_recordings(shards, manifest, SHIFTED)
         if (origin := recording.recording.rpartition(" (")[0]) in lengths
     ]
     splits = {"train": kept, "validation": read_recordings(shards, manifest, "validation"), SHIFTED: again}
@@ -120,7 +117,7 @@ def make_config(
     """Return the training of one row."""
     if method == "scratch":
         model = ModelConfig(num_layers=2, units=160, skips=True)
-    chosen = choose_training(minutes, model, cores=1, gpus=0)
+    chosen = choose_training(shards, minutes, model, cores=1, gpus=0)
     if config.steps:
         chosen["stop"] = replace(chosen["stop"], steps=config.steps)
     if method == "scratch":
@@ -128,14 +125,12 @@ def make_config(
     upper = tuple(range(2, model.num_layers + 1)) or (1,)
     # Twelve epochs, as choose_training has them.
     stages = {"ends": (Stage(()),), "upper": (Stage(upper, 4), Stage(tuple(range(1, model.num_layers + 1))))}
-    data: DataConfig = make_data(shards, chosen)
     return TrainConfig(
         name=f"{shards.name}-{method}-{seed}",
         runs=config.out / "runs",
-        data=data,
         samples=SamplesConfig(every_epochs=0),
         unfreezing=stages.get(method, ()),
-        init_from=None if method == "scratch" else config.init_from,
+        init_from=None if method == "scratch" else config.init_from or PRETRAINED,
         log_every_steps=10,
         seed=seed,
         wandb=WandbConfig(mode="off"),
@@ -180,7 +175,7 @@ def compare(config: FineTuningConfig) -> None:
     """
     table = config.out / "fine-tuning.csv"
     done = {(row["voice"], row["minutes"], row["method"], row["seed"]) for row in read_rows(table)}
-    model = build_model(load_checkpoint(locate_checkpoint(config.init_from)[1])).config
+    model = build_model(load_checkpoint(locate_checkpoint(config.init_from or PRETRAINED)[1])).config
     for shards in config.shards:
         for minutes in config.minutes:
             folder = config.out / "shards" / f"{shards.name}-{minutes}"

@@ -58,17 +58,17 @@ def test_one_recording_becomes_a_voice_and_a_stopped_command_continues(tmp_path:
 
 def test_the_amount_of_speech_decides_how_long_it_is_trained() -> None:
     model = ModelConfig(num_layers=2, units=320, skips=True, dropout=0.1)
-    chosen = [choose_training(minutes, model, cores=2, gpus=0) for minutes in (1, 5, 20, 60, 6000)]
+    chosen = [choose_training(Path("shards"), minutes, model, cores=2, gpus=0) for minutes in (1, 5, 20, 60, 6000)]
     steps = [one["stop"].steps for one in chosen]
     assert steps == sorted(steps)
     assert steps[0] < steps[-1]
     for one in chosen:
-        assert one["batch_size"] * one["compute"].devices == BATCH_SIZE
+        assert one["data"].batch_size * one["compute"].devices == BATCH_SIZE
         assert one["optim"].warmup_steps < one["stop"].steps
         assert (one["model"].units, one["model"].num_layers) == (320, 2)
-    gpu = choose_training(20, model, cores=16, gpus=1)
-    assert (gpu["compute"].devices, gpu["compute"].precision, gpu["batch_size"]) == (1, "bf16-mixed", BATCH_SIZE)
-    assert choose_training(20, model, cores=1, gpus=0)["compute"].devices == 1
+    gpu = choose_training(Path("shards"), 20, model, cores=16, gpus=1)
+    assert (gpu["compute"].devices, gpu["compute"].precision, gpu["data"].batch_size) == (1, "bf16-mixed", BATCH_SIZE)
+    assert choose_training(Path("shards"), 20, model, cores=1, gpus=0)["compute"].devices == 1
 
 
 def test_what_cannot_become_a_voice_is_refused_before_anything_is_written(tmp_path: Path) -> None:

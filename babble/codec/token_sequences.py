@@ -2,7 +2,8 @@
 
 sequence_NF = join_tokens(tokens_T)             # (token, duration - 1) in the mode TOKENS
 tokens_T = spread_tokens(sequence_NF)
-context_TC = make_context(tokens_T)
+context_TC = make_context(sequence_NF)
+frames_TX = add_context(frames_TF, sequence_NF)
 """
 
 import numpy as np
@@ -48,3 +49,8 @@ def make_context(sequence_NF: np.ndarray) -> np.ndarray:
     left = ends[of_frame] - 1 - t
     since = t - (ends - durations)[of_frame]
     return np.stack([tokens[of_frame], following[of_frame], left, since], axis=1).astype(np.int16)
+
+
+def add_context(frames_TF: np.ndarray, sequence_NF: np.ndarray) -> np.ndarray:
+    """Return frames with the context of each after its levels, int16 (T, F + C), as `Babbler.split` takes them."""
+    return np.concatenate([frames_TF.astype(np.int16), make_context(sequence_NF)], axis=1)

@@ -43,11 +43,7 @@ def _read_contexts(folder: Path) -> dict[tuple[str, int], np.ndarray]:
     manifest = read_manifest(folder)
     if manifest.mode != TOKENS:
         raise ValueError(f"data.tokens {folder} holds frames, not tokens: name a folder that babble tokens wrote.")
-    recordings = [
-        recording
-        for split in SPLITS
-        for recording in read_recordings(folder, manifest.with_shifted() if split == "train" else manifest, split)
-    ]
+    recordings = [recording for split in (*SPLITS, SHIFTED) for recording in read_recordings(folder, manifest, split)]
     return {(one.recording, one.first_frame): make_context(one.frames) for one in recordings}
 
 

@@ -326,12 +326,12 @@ def parse_entry(entry: dict[str, Any], mode: Mode, where: str) -> Segment:
 
 
 def read_recordings(folder: Path, manifest: Manifest, split: str) -> list[Segment]:
-    """Return the recordings of a split, or the segments of them that are in it, whole and in manifest order.
+    """Return the recordings of a split or `SHIFTED`, or the segments that are in it, whole and in manifest order.
 
     Raises:
         ValueError: as `read_segments`, an unknown split, or frames missing between two entries.
     """
-    if split not in SPLITS:
+    if split not in (*SPLITS, SHIFTED):
         raise ValueError(f"split {split!r} must be one of {', '.join(SPLITS)}.")
     paths = [folder / shard.name for shard in manifest.shards if shard.split == split]
     joined: list[list[Segment]] = []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from babble.codec.frames import TOKENS
-from babble.codec.token_sequences import CONTEXT, join_tokens, make_context
+from babble.codec.token_sequences import CONTEXT, make_context
 from babble.files import replacing
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
@@ -91,14 +91,6 @@ def write_token_level(path: Path, tokens: Path, token_model: Path) -> None:
         torch.save({"tokenizer": load_tokenizer(tokens).state(), "model": model}, temporary)
 
 
-def add_context(frames: np.ndarray, level: TokenLevel | None) -> np.ndarray:
-    """Return frames (T, F) with the context of each after it, as `Babbler.split` takes it; unchanged without tokens."""
-    if level is None:
-        return frames
-    context = make_context(join_tokens(level.tokenizer.tokenize(frames)))
-    return np.concatenate([frames.astype(np.int16), context], axis=1)
-
-
 class TokenRun:
     """Tokens of B streams.
 
@@ -118,7 +110,7 @@ class TokenRun:
         self._generator, self._head = generator, level.model.head
         # Streams often share one prompt.
         unique, places = np.unique(prompts_BTF, axis=0, return_inverse=True)
-        sequences = [join_tokens(level.tokenizer.tokenize(prompt_TF)) for prompt_TF in unique]
+        sequences = [level.tokenizer.find_sequence(prompt_TF) for prompt_TF in unique]
         with torch.inference_mode():
             ends = [level.model(torch.from_numpy(sequence.astype(np.int64))[None]) for sequence in sequences]
             self._step = level.model.make_step()

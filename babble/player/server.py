@@ -1,8 +1,8 @@
-"""The local page of `babble live`: a web application for this machine only, reached by an address with a token.
+"""The local page of `babble live`: a web application for this machine only, at a secret address.
 
-    app = make_app(voices, token)
+    app = make_app(voices, secret)
 
-Routes, all below /TOKEN/, so that nobody without the address reaches them:
+Routes, all below /SECRET/, so that nobody without the address reaches them:
 
     GET  /               the page and its parts, from page/
     WS   /play           one session: it sends a block of sound for every "more", and takes changes; below
@@ -10,8 +10,8 @@ Routes, all below /TOKEN/, so that nobody without the address reaches them:
     GET  /save/ID        the last minute of session ID as a zip
 
 Messages to /play are JSON: {"more": true}, {"settings": {...}}, {"prompt": "random"}, {"voice": "NAME"}. It sends JSON
-{"session": ID, ...} after every change, {"error": "..."}, and blocks: four bytes, the length of a JSON object, the
-object, and then the samples, int16. A session ends when its page closes the connection.
+{"session": ID, ...} at the start and after every prompt or voice, {"error": "..."}, and blocks: four bytes, the length
+of a JSON object, the object, and then the samples, int16. A session ends when its page closes the connection.
 """
 
 import asyncio
@@ -150,7 +150,8 @@ class _Sessions:
                     await asyncio.to_thread(_change, session, key, value)
                 except (ValueError, OSError) as error:
                     await socket.send_json({"error": str(error)})
-                await describe()
+                if key != "settings":
+                    await describe()
                 continue
             if sent_seconds > time.monotonic() - started + AHEAD_SECONDS:
                 await socket.close(POLICY, "asked for more sound than can be played")
@@ -199,8 +200,8 @@ def _change(session: Session, key: str, value: Any) -> None:
     elif key == "voice":
         session.choose_voice(value)
     else:
-        if value not in session.describe()["prompts"]:
-            raise ValueError(f"prompt {value!r}: must be one of {', '.join(session.describe()['prompts'])}")
+        if value not in session.prompts:
+            raise ValueError(f"prompt {value!r}: must be one of {', '.join(session.prompts)}")
         session.continue_from(session.find_prompt(value))
 
 
@@ -216,12 +217,12 @@ def _read_upload(data: bytes, name: str, session: Session) -> Prompt:
             raise ValueError(str(error).replace(str(path), shown)) from None
 
 
-def make_app(voices: Voices, token: str) -> Starlette:
+def make_app(voices: Voices, secret: str) -> Starlette:
     """Return the web application.
 
     Args:
         voices: to choose from.
-        token: the first part of every path.
+        secret: the first part of every path.
     """
     sessions = _Sessions(voices)
 
@@ -240,4 +241,4 @@ def make_app(voices: Voices, token: str) -> Starlette:
         Route("/{name}", page),
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=[hosts])
+    return Starlette(routes=[Mount(f"/{secret}", routes=routes)], middleware=[hosts])

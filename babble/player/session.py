@@ -163,7 +163,7 @@ class Session:
             "edits": [group for group, is_possible in possible.items() if is_possible],
             "mode": self.mode.name,
             "prompt": self._prompt.origin,
-            "prompts": ["random", "silence"] if self._has_held_out() else ["silence"],
+            "prompts": self.prompts,
             "rate_hz": SAMPLE_RATE_HZ,
             "block_seconds": self.block_seconds,
         }
@@ -178,6 +178,7 @@ class Session:
         with self._lock:
             is_same_mode = bool(self._kept) and self.mode == model.mode
             self.voice, self._model, self._run, self._tokens = name, model, run, tokens
+            self.prompts = ["random", "silence"] if _has_held_out(run, model.mode) else ["silence"]
             self._block_frames = max(1, round(BLOCK_SECONDS * model.mode.frames_per_second))
             if is_same_mode:
                 # As they were sampled, before edits.
@@ -254,14 +255,6 @@ class Session:
                 archive.writestr("settings.json", json.dumps(settings, indent=2) + "\n")
             return packed.getvalue()
 
-    def _has_held_out(self) -> bool:
-        """Return whether the run's shards are still there; the bundled voice and exported ones come without."""
-        try:
-            open_shards(None, self._run, self.mode)
-        except (ValueError, OSError):
-            return False
-        return True
-
     def _start(self, prompt: Prompt) -> None:
         edits, sampling = self._read(self.settings)
         frames = prompt.frames if len(prompt.frames) else silence_frame(self.mode)[None]
@@ -284,6 +277,15 @@ class Session:
         self._kept.append((frames, pcm))
         while len(self._kept) * self._block_frames > KEPT_SECONDS * self.mode.frames_per_second:
             self._kept.popleft()
+
+
+def _has_held_out(run: RunFolder, mode: Mode) -> bool:
+    """Return whether a run's shards are still there; the bundled voice and exported ones come without."""
+    try:
+        open_shards(None, run, mode)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _as_list(values_T: np.ndarray | None) -> list[float]:

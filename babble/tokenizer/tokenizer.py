@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from babble.codec.frames import Mode, get_mode
+from babble.codec.token_sequences import join_tokens
 from babble.files import replacing
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import load_checkpoint
@@ -68,6 +69,10 @@ class Tokenizer:
     def tokenize(self, frames: np.ndarray) -> np.ndarray:
         """Return the token of each frame (T, F), int64 (T,)."""
         return self.clusters.segment(self.encoder.features(torch.from_numpy(frames.astype(np.int64))))
+
+    def find_sequence(self, frames: np.ndarray) -> np.ndarray:
+        """Return the tokens of frames (T, F) with their durations: frames (N, 2) of the mode TOKENS."""
+        return join_tokens(self.tokenize(frames))
 
     def state(self) -> dict[str, Any]:
         """Return plain values and tensors in half precision, for `from_state`."""
