@@ -187,7 +187,7 @@ def test_the_exit_code_of_the_command_shows_damage(
 
 
 def test_the_folder_must_be_named_and_hold_shards(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"name the folder of shards: python -m jobs\.inspect_shards"):
+    with pytest.raises(ValueError, match=r"name the folder of shards: babble inspect"):
         InspectConfig()
     with pytest.raises(FileNotFoundError, match=rf"has no {MANIFEST}"):
         inspect_shards(InspectConfig(tmp_path))
