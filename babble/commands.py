@@ -26,7 +26,9 @@ COMMANDS = {
         "jobs.preprocess", "jobs.preprocess.config.PreprocessConfig", "recordings to shards of Codec 2 frames"
     ),
     "inspect": Command("jobs.inspect_shards", "jobs.inspect_shards.InspectConfig", "check and describe shards"),
-    "tokens": Command("babble.tokens", "babble.tokens.TokensConfig", "find tokens of speech, a level above frames"),
+    "tokens": Command(
+        "babble.tokens", "babble.tokenizer.config.TokensConfig", "find tokens of speech, a level above frames"
+    ),
     "train": Command("babble.train", "babble.training.config.TrainConfig", "train on shards, or resume a run"),
     "evaluate": Command(
         "babble.evaluate", "babble.evaluate.EvaluateConfig", "metrics on held-out speech and of babble"

@@ -23,35 +23,24 @@ added to its summary (evaluation/summary.py).
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from babble.cli import build_config, run_command
 from babble.codec.frames import TOKENS, Mode
-from babble.codec.token_sequences import add_context
 from babble.data.shards import Manifest, Segment, read_recordings
 from babble.data.streaming import SAMPLE_FRAMES, sample_recordings
-from babble.evaluation.baselines import measure_baselines
-from babble.evaluation.comparison import compare_speech
-from babble.evaluation.context import measure_context
-from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
-from babble.evaluation.summary import summarize_evaluation
-from babble.evaluation.tables import format_evaluation
-from babble.evaluation.token_metrics import measure_tokens
-from babble.evaluation.words import CLIP_SECONDS, Recogniser, measure_words
-from babble.evaluation.words import MODE as RECOGNISED_MODE
 from babble.files import check_writable, write_json
-from babble.generation.free_run import choose_sampling, generate_frames
 from babble.generation.prompts import open_shards, spread_prompts
-from babble.generation.token_run import TokenLevel, check_token_temperature, load_token_level
-from babble.model.babbler import Babbler
-from babble.model.checkpoint import build_model, load_checkpoint
-from babble.model.sampling import Sampling
-from babble.reporting.plots.evaluation import plot_evaluation
-from babble.reporting.plots.figures import save_figure
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
 from babble.training.wandb_run import WANDB_ID, WandbConfig, reopen_wandb
+
+if TYPE_CHECKING:
+    from babble.evaluation.words import Recogniser
+    from babble.generation.token_run import TokenLevel
+    from babble.model.babbler import Babbler
+    from babble.model.sampling import Sampling
 
 # Babble is generated in parallel, each stream from its own prompt.
 NUM_STREAMS = 8
@@ -145,6 +134,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: an unusable run, checkpoint, folder of shards or setting.
     """
+    # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
+    from babble.evaluation.summary import summarize_evaluation
+    from babble.generation.free_run import choose_sampling
+    from babble.generation.token_run import check_token_temperature, load_token_level
+    from babble.model.checkpoint import build_model, load_checkpoint
+
     for flag, path in (("--json", config.json), ("--figure", config.figure)):
         if path:
             check_writable(path, flag)
@@ -185,7 +180,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         **_measure(config, model, tokens, sampling, recogniser, held_out, train),
     }
     if config.figure:
-        save_figure(plot_evaluation(evaluation), config.figure)
+        _draw(evaluation, config.figure)
     if config.json:
         write_json(config.json, evaluation)
     if wandb and (wandb_run := reopen_wandb(wandb, run.path)):
@@ -194,8 +189,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return evaluation
 
 
+def _draw(evaluation: dict[str, Any], path: Path) -> None:
+    from babble.reporting.plots.evaluation import plot_evaluation
+    from babble.reporting.plots.figures import save_figure
+
+    save_figure(plot_evaluation(evaluation), path)
+
+
 def _validate(config: EvaluateConfig, folder: Path, manifest: Manifest) -> None:
     """Raise ValueError if the shards lack what the settings need."""
+    from babble.evaluation.words import CLIP_SECONDS
+
     if not manifest.split_frames(config.split):
         raise ValueError(f"{folder} has no {config.split} split. Choose another --split.")
     if config.words and manifest.split_frames(config.split) < CLIP_SECONDS * manifest.mode.frames_per_second:
@@ -222,23 +226,33 @@ def _choose_wandb(config: EvaluateConfig, run: RunFolder) -> WandbConfig | None:
     return settings if mode == "auto" else replace(settings, mode=mode)
 
 
-def _load_recogniser(path: Path | None, mode: Mode) -> Recogniser | None:
-    if path and mode.name != RECOGNISED_MODE.name:
-        raise ValueError(
-            f"--words {path}: recognisers are of mode {RECOGNISED_MODE.name}, this network of {mode.name}."
-        )
+def _load_recogniser(path: Path | None, mode: Mode) -> "Recogniser | None":
+    from babble.evaluation.words import MODE, Recogniser
+
+    if path and mode.name != MODE.name:
+        raise ValueError(f"--words {path}: recognisers are of mode {MODE.name}, this network of {mode.name}.")
     return Recogniser.load(path) if path else None
 
 
 def _measure(
     config: EvaluateConfig,
-    model: Babbler,
-    tokens: TokenLevel | None,
-    sampling: Sampling,
-    recogniser: Recogniser | None,
+    model: "Babbler",
+    tokens: "TokenLevel | None",
+    sampling: "Sampling",
+    recogniser: "Recogniser | None",
     held_out: list[np.ndarray],
     train: list[np.ndarray],
 ) -> dict[str, Any]:
+    from babble.codec.token_sequences import add_context
+    from babble.evaluation.baselines import measure_baselines
+    from babble.evaluation.comparison import compare_speech
+    from babble.evaluation.context import measure_context
+    from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
+    from babble.evaluation.token_metrics import measure_tokens
+    from babble.evaluation.words import measure_words
+    from babble.generation.free_run import generate_frames
+    from babble.generation.token_run import check_token_temperature
+
     mode = model.mode
     sequences = [tokens.tokenizer.find_sequence(frames) for frames in held_out] if tokens else []
     given = [add_context(*pair) for pair in zip(held_out, sequences, strict=True)] if tokens else held_out
@@ -272,9 +286,15 @@ def _measure(
     return metrics
 
 
+def _run(config: EvaluateConfig) -> None:
+    from babble.evaluation.tables import format_evaluation
+
+    print(format_evaluation(evaluate(config)))
+
+
 def main() -> None:
     """Run `babble evaluate`."""
-    run_command(EvaluateConfig, lambda config: print(format_evaluation(evaluate(config))), "babble evaluate", "run")
+    run_command(EvaluateConfig, _run, "babble evaluate", "run")
 
 
 if __name__ == "__main__":

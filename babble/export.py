@@ -13,11 +13,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from babble.cli import run_command
 from babble.files import replacing
-from babble.model.checkpoint import build_model, load_checkpoint
 from babble.run_folder import RunFolder, locate_checkpoint
 
 # The sections of config.yaml that say how the weights were trained, and not where.
@@ -50,6 +47,11 @@ def export_voice(config: ExportConfig) -> Path:
     Raises:
         FileNotFoundError, ValueError: an unusable run or checkpoint.
     """
+    # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
+    import torch
+
+    from babble.model.checkpoint import build_model, load_checkpoint
+
     assert config.run is not None
     assert config.out is not None
     run, checkpoint_path = locate_checkpoint(config.run, config.checkpoint)

@@ -29,13 +29,8 @@ from babble.codec.codec2 import decode_frames
 from babble.codec.edits import Edit, apply_edits, parse_edits
 from babble.codec.frames import Mode
 from babble.files import check_writable, write_json
-from babble.generation.free_run import FreeRun, choose_sampling, one_thread
 from babble.generation.output import STDOUT, Stream, read_wav, run_streams, write_frames, write_wav
 from babble.generation.prompts import Prompt, find_prompt
-from babble.generation.token_run import check_token_temperature, load_token_level
-from babble.model.checkpoint import build_model, load_checkpoint
-from babble.reporting.plots.figures import save_figure
-from babble.reporting.plots.speech import PLOT_SECONDS, plot_speech
 from babble.run_folder import PRETRAINED, locate_checkpoint
 
 
@@ -112,6 +107,11 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         FileNotFoundError, ValueError: an unusable run, checkpoint, prompt or setting.
         Interrupted: stopped by a signal; everything generated so far is written.
     """
+    # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
+    from babble.generation.free_run import FreeRun, choose_sampling, one_thread
+    from babble.generation.token_run import check_token_temperature, load_token_level
+    from babble.model.checkpoint import build_model, load_checkpoint
+
     if config.out != STDOUT:
         for name in _name_outputs(config):
             check_writable(Path(name), "--out")
@@ -128,10 +128,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     streams = [
         Stream(out, prompt.frames, mode, config.with_prompt, config.guard != "off") for out in _name_outputs(config)
     ]
-    # At least one frame, however short the time.
-    total_frames = math.inf
-    if not math.isinf(config.seconds):
-        total_frames = max(int(config.seconds > 0), round(config.seconds * mode.frames_per_second))
+    total_frames = _count_frames(config.seconds, mode)
     with one_thread():
         prompts_BTF = np.repeat(prompt.frames[None], config.streams, axis=0)
         free_run = FreeRun(model, prompts_BTF, sampling, config.seed, tokens, token_temperature)
@@ -164,6 +161,13 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     return all_facts
 
 
+def _count_frames(seconds: float, mode: Mode) -> float:
+    if math.isinf(seconds):
+        return math.inf
+    # At least one frame, however short the time.
+    return max(int(seconds > 0), round(seconds * mode.frames_per_second))
+
+
 def _name_outputs(config: GenerateConfig) -> list[str]:
     if config.streams == 1:
         return [config.out]
@@ -192,6 +196,10 @@ def _write_files(stream: Stream, facts: dict[str, Any], prompt: Prompt, edits: t
 
 
 def _plot(out: Path, frames: np.ndarray, mode: Mode, title: str, prompt_frames: int) -> None:
+    # Imported here: sound does not wait for matplotlib.
+    from babble.reporting.plots.figures import save_figure
+    from babble.reporting.plots.speech import PLOT_SECONDS, plot_speech
+
     # A WAV may hold hours: only what the figure can show is read.
     plot_frames = prompt_frames + round(PLOT_SECONDS * mode.frames_per_second)
     # The end of a prompt is marked only if babble follows.

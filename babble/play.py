@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-
-import torch
+from typing import TYPE_CHECKING
 
 from babble.cli import CommandError, run_command
 from babble.codec.frames import SAMPLE_RATE_HZ
 from babble.generation.prompts import find_prompt
-from babble.player.session import Session, Settings, Voices
 from babble.run_folder import PRETRAINED
+
+if TYPE_CHECKING:
+    from babble.player.session import Session
 
 STEP, LOWEST, HIGHEST = 0.05, 0.1, 2.0
 UP, DOWN = "\x1b[A", "\x1b[B"
@@ -95,6 +96,11 @@ def play(config: PlayConfig) -> None:
         FileNotFoundError, ValueError: an unusable run or prompt.
         CommandError: there is no audio device.
     """
+    # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
+    import torch
+
+    from babble.player.session import Session, Settings, Voices
+
     torch.set_num_threads(1)
     voices = Voices(config.run or PRETRAINED, Path(os.devnull))
     session = Session(voices, config.seed, Settings(temperature=f"{config.temperature:g}"))
@@ -113,7 +119,7 @@ def play(config: PlayConfig) -> None:
         _play_blocks(session, stream.write, has_keys, config.temperature)
 
 
-def _play_blocks(session: Session, write: Callable[[bytes], object], has_keys: bool, temperature: float) -> None:
+def _play_blocks(session: "Session", write: Callable[[bytes], object], has_keys: bool, temperature: float) -> None:
     """Write blocks until q; `write` returns when there is room for more."""
     is_paused = False
     while True:

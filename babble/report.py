@@ -16,7 +16,7 @@ from pathlib import Path
 
 from babble.cli import run_command
 from babble.files import check_writable
-from babble.reporting.render import SHOWN_EPOCHS, write_report
+from babble.reporting import SHOWN_EPOCHS
 
 COMMAND = "babble report"
 
@@ -46,6 +46,8 @@ class ReportConfig:
 
 
 def _work(config: ReportConfig) -> None:
+    from babble.reporting.render import write_report
+
     check_writable(config.out, "--out")
     report = write_report(config.runs, config.out, config.epochs, config.sources)
     clips = sum(len(row["clips"]) for row in report["rows"])

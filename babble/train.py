@@ -18,28 +18,21 @@ import contextlib
 import shlex
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from babble.cli import Interrupted, config_to_dict, run_command
 from babble.data.shards import hash_manifest
 from babble.files import check_writable
-from babble.generation.token_run import write_token_level
 from babble.processes import StopRequest
-from babble.reporting.render import write_report
 from babble.run_folder import RunFolder
 from babble.training.config import TrainConfig
-from babble.training.console import quiet_lightning
 from babble.training.topology import bind_to_first_process, find_topology
-from babble.training.trainer import (
-    TrainResult,
-    build_training,
-    finish,
-    fit,
-    is_first_rank,
-    read_result,
-)
+
+if TYPE_CHECKING:
+    from babble.training.trainer import TrainResult
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig) -> "TrainResult":
     """Train, or continue, the run that the config describes, to its end.
 
     Example:
@@ -50,6 +43,11 @@ def train(config: TrainConfig) -> TrainResult:
         CommandError: the run folder is in use, no checkpoint of it is valid, or the training diverged.
         Interrupted: stopped on request; the same call continues the run.
     """
+    # Imported here: torch and Lightning take seconds, which --help and a refused setting need not wait for.
+    from babble.generation.token_run import write_token_level
+    from babble.training.console import quiet_lightning
+    from babble.training.trainer import build_training, finish, fit, is_first_rank, read_result
+
     topology = find_topology(config.compute.devices, config.compute.nodes)
     if topology.world_size > 1 and not topology.is_started_by_srun:
         bind_to_first_process(is_first=is_first_rank())
@@ -81,6 +79,8 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def _write_report(run: RunFolder) -> None:
+    from babble.reporting.render import write_report
+
     try:
         write_report([run.path], run.report)
     except Exception as error:  # Whatever it is, a finished training must not fail because of its report.
@@ -89,6 +89,8 @@ def _write_report(run: RunFolder) -> None:
 
 
 def _work(config: TrainConfig) -> None:
+    from babble.training.trainer import is_first_rank
+
     try:
         result = train(config)
     except Interrupted:

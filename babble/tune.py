@@ -26,8 +26,6 @@ from babble.cli import CommandError, Interrupted, build_config, config_to_dict, 
 from babble.command_line import INLINED
 from babble.data.shards import Manifest, map_training, open_shards
 from babble.files import check_writable
-from babble.reporting.plots.figures import save_figure
-from babble.reporting.plots.sweep import plot_sweep
 from babble.sweeps.folder import SweepFolder, write_answer
 from babble.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
 from babble.sweeps.ranking import ENDED
@@ -173,6 +171,9 @@ def report(folder: SweepFolder) -> str:
         FileNotFoundError: there is no sweep, or none of its trials has been validated.
         CommandError: every trial has failed.
     """
+    from babble.reporting.plots.figures import save_figure
+    from babble.reporting.plots.sweep import plot_sweep
+
     _check_results(folder)
     text = write_answer(folder)
     measured = [row.to_columns() for row in folder.read_rows() if row.best is not None]

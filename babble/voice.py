@@ -17,25 +17,21 @@ import os
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from babble.cli import build_config, run_command
-from babble.data.loaders import DataConfig
+from babble.data.config import DataConfig
 from babble.data.shards import read_manifest
-from babble.model.babbler import ModelConfig
-from babble.model.checkpoint import build_model, load_checkpoint
+from babble.model.config import ModelConfig
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
 from babble.train import train
-from babble.training.config import ComputeConfig, StopConfig, TrainConfig
-from babble.training.module import OptimConfig
-from babble.training.samples import SamplesConfig
-from babble.training.trainer import TrainResult, is_first_rank
+from babble.training.config import ComputeConfig, OptimConfig, SamplesConfig, StopConfig, TrainConfig
 from babble.training.wandb_run import WandbConfig
 from jobs.preprocess.config import PreprocessConfig
-from jobs.preprocess.job import preprocess
 from preprocessing.split import SplitConfig
+
+if TYPE_CHECKING:
+    from babble.training.trainer import TrainResult
 
 # Rows of a batch, over all processes, and frames per row.
 BATCH_SIZE, CHUNK_FRAMES = 16, 64
@@ -109,13 +105,20 @@ def choose_training(shards: Path, minutes: float, model: ModelConfig, cores: int
     }
 
 
-def make_voice(config: VoiceConfig) -> TrainResult:
+def make_voice(config: VoiceConfig) -> "TrainResult":
     """Encode the recordings and fine-tune a voice on them, or continue where an earlier call stopped.
 
     Raises:
         FileNotFoundError, ValueError: unusable recordings, voice to start from, or settings.
         CommandError, Interrupted: as `preprocess` and `train`.
     """
+    # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
+    import torch
+
+    from babble.model.checkpoint import build_model, load_checkpoint
+    from babble.training.trainer import is_first_rank
+    from jobs.preprocess.job import preprocess
+
     _, path = locate_checkpoint(config.init_from or PRETRAINED)
     start = build_model(load_checkpoint(path))
     shards = config.shards / str(config.name)
@@ -149,6 +152,8 @@ def make_voice(config: VoiceConfig) -> TrainResult:
 
 
 def _run(config: VoiceConfig) -> None:
+    from babble.training.trainer import is_first_rank
+
     result = make_voice(config)
     if not is_first_rank():
         return

@@ -24,12 +24,10 @@ from typing import Any, Literal, get_args
 from babble.cli import CommandError, config_to_dict, run_command, to_yaml
 from babble.data.shards import SHIFTED, Manifest, Segment, read_manifest, read_recordings, write_manifest, write_shards
 from babble.files import read_json, read_json_lines, write_bytes
-from babble.model.babbler import ModelConfig
 from babble.model.checkpoint import build_model, load_checkpoint
+from babble.model.config import ModelConfig
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
-from babble.training.config import TrainConfig
-from babble.training.samples import SamplesConfig
-from babble.training.unfreezing import Stage
+from babble.training.config import SamplesConfig, Stage, TrainConfig
 from babble.training.wandb_run import WandbConfig
 from babble.voice import choose_training
 from jobs.experiments import append_row, read_rows

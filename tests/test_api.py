@@ -16,7 +16,8 @@ from PIL import Image
 import babble
 from babble.codec.codec2 import read_c2
 from babble.codec.frames import get_mode
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
 
 MODE = get_mode("1300")

@@ -8,7 +8,7 @@ import pytest
 from documented import check_command, read_program
 from paths import ROOT
 
-from babble.training.unfreezing import Stage
+from babble.training.config import Stage
 from jobs.experiments import read_rows
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

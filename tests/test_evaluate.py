@@ -19,9 +19,10 @@ from babble.evaluate import EvaluateConfig, EvaluationWandbConfig, evaluate, rea
 from babble.evaluation import classifier, comparison
 from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from babble.run_folder import PRETRAINED, RunFolder
-from babble.training.module import BabbleModule, OptimConfig
+from babble.training.config import OptimConfig
+from babble.training.module import BabbleModule
 
 MODE = MODES["1300"]
 

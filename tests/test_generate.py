@@ -23,9 +23,10 @@ from babble.data.shards import read_manifest, read_recordings
 from babble.export import ExportConfig, export_voice
 from babble.generate import GenerateConfig, generate
 from babble.generation.free_run import FreeRun
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
-from babble.training.module import BabbleModule, OptimConfig
+from babble.training.config import OptimConfig
+from babble.training.module import BabbleModule
 
 MODE = MODES["1300"]
 

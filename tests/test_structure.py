@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 from paths import ROOT
 
-COMMANDS = ("train", "generate", "evaluate", "report", "tune", "dashboard", "export", "live", "play", "tokens")
+from babble.commands import COMMANDS
+
 # A module may import its own layer and the layers before it, without cycles. A package stands for all its modules.
 LAYERS = (
     ("babble.codec", "babble.command_line", "babble.cli", "babble.files", "babble.processes", "babble.ray_cluster"),
@@ -23,7 +24,7 @@ LAYERS = (
     ("babble.reporting",),
     ("babble.training",),
     ("babble.api",),
-    *((f"babble.{command}",) for command in COMMANDS),
+    *((f"babble.{word}",) for word in COMMANDS if word not in ("preprocess", "inspect", "voice")),
     ("jobs.preprocess",),
     ("babble.voice",),
     ("jobs",),
@@ -38,7 +39,7 @@ LIBRARIES = {
     # Where both are installed, Ray picks the callback classes of this one.
     "lightning": (),
     "starlette": ("babble.player.server",),
-    "uvicorn": ("babble.live",),
+    "uvicorn": ("babble.player.server",),
     "sounddevice": ("babble.play",),
     "jsonargparse": ("babble.cli", "babble.command_line"),
 }
@@ -198,14 +199,25 @@ def test_a_planted_cycle_is_found() -> None:
     ]
 
 
+HEAVY = ("torch", "pytorch_lightning", "matplotlib", "ray", "wandb", "wandb_workspaces", "webdataset", "starlette")
+
+
+def test_a_command_imports_nothing_heavy_before_its_work() -> None:
+    modules = {name for command in COMMANDS.values() for name in (command.module, command.config.rpartition(".")[0])}
+    # That of jobs.preprocess is a package, whose __main__ `python -m` runs.
+    modules = {f"{name}.__main__" if name == "jobs.preprocess" else name for name in modules}
+    code = f"import {', '.join(sorted(modules))}, sys; print(*(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
 # The source does not show everything: webdataset, for one, imports torch where it is installed.
 @pytest.mark.parametrize(
     ("module", "libraries"),
     [
-        ("jobs.preprocess, babble.report", "torch webdataset ray wandb"),
-        ("babble.dashboard", "torch wandb_workspaces"),
-        ("babble.train", "ray wandb"),
-        ("babble.evaluate, babble.generate", "pytorch_lightning ray wandb"),
+        ("jobs.preprocess.job, babble.reporting.render", "torch webdataset ray wandb"),
+        ("babble.training.trainer", "ray wandb"),
+        ("babble.api, babble.generation.free_run, babble.evaluation.comparison", "pytorch_lightning ray wandb"),
     ],
 )
 def test_importing_it_does_not_import(module: str, libraries: str) -> None:

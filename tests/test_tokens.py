@@ -11,19 +11,19 @@ import yaml
 
 from babble.codec.frames import TOKENS
 from babble.codec.token_sequences import spread_tokens
+from babble.data.config import DataConfig
 from babble.data.datamodule import SpeechData
-from babble.data.loaders import DataConfig
 from babble.data.shards import read_manifest, read_recordings
 from babble.evaluate import EvaluateConfig, evaluate
 from babble.export import ExportConfig, export_voice
 from babble.generate import GenerateConfig, generate
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
-from babble.tokenizer.tokenizer import EncoderConfig, load_tokenizer
-from babble.tokens import TokensConfig, make_tokens
+from babble.tokenizer.config import EncoderConfig, TokensConfig
+from babble.tokenizer.job import make_tokens
+from babble.tokenizer.tokenizer import load_tokenizer
 from babble.train import train
-from babble.training.config import StopConfig, TrainConfig
-from babble.training.samples import SamplesConfig
+from babble.training.config import SamplesConfig, StopConfig, TrainConfig
 from babble.training.wandb_run import WandbConfig
 
 SMALL = ModelConfig(num_layers=1, units=8, head_units=8, skips=True)

@@ -22,21 +22,19 @@ from PIL import Image
 
 from babble import train as train_module
 from babble.cli import CommandError, Interrupted, config_to_dict
-from babble.data.loaders import DataConfig
+from babble.data.config import DataConfig
 from babble.data.shards import read_manifest, write_manifest
 from babble.files import read_json_lines
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
 from babble.train import _write_report, train
 from babble.training import config as config_module
 from babble.training import samples as samples_module
-from babble.training.config import ComputeConfig, StopConfig, TrainConfig
+from babble.training.config import ComputeConfig, OptimConfig, SamplesConfig, Stage, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
-from babble.training.module import OptimConfig
-from babble.training.samples import SamplesConfig, SampleWriter
+from babble.training.samples import SampleWriter
 from babble.training.stopping import Consensus
 from babble.training.trainer import TrainResult
-from babble.training.unfreezing import Stage
 from babble.training.wandb_run import WandbConfig
 
 EPOCH_STEPS, EPOCHS = 4, 5

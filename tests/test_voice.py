@@ -14,7 +14,7 @@ from paths import ROOT, SPEECH
 from player.conftest import write_voice
 
 from babble.data.shards import read_manifest
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
 from babble.voice import BATCH_SIZE, VoiceConfig, choose_training, make_voice
 

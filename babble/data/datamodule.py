@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from babble.codec.frames import TOKENS, Mode
 from babble.codec.token_sequences import make_context
-from babble.data.loaders import SHUFFLE_SHARDS, DataConfig, FrameSource, HeldFrames, Loader, count_batches
+from babble.data.config import DataConfig
+from babble.data.loaders import SHUFFLE_SHARDS, FrameSource, HeldFrames, Loader, count_batches
 from babble.data.plans import Plan, ShardWindowPlan, Share, StreamPlan, WindowPlan
 from babble.data.shards import (
     SEGMENT_FRAMES,

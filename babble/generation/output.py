@@ -12,7 +12,7 @@ import wave
 from collections.abc import Sequence
 from pathlib import Path
 from signal import SIGINT, SIGTERM
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -22,8 +22,10 @@ from babble.codec.codec2 import Decoder, c2_header
 from babble.codec.failures import Guard
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, pack_packets
 from babble.files import write_bytes
-from babble.generation.free_run import BLOCK_FRAMES, FreeRun
 from babble.processes import StopRequest
+
+if TYPE_CHECKING:
+    from babble.generation.free_run import FreeRun
 
 STDOUT = "-"
 # One channel of two bytes per sample.
@@ -127,7 +129,7 @@ class Stream:
 
 
 def run_streams(
-    free_run: FreeRun, streams: Sequence[Stream], total_frames: float, restart: bool
+    free_run: "FreeRun", streams: Sequence[Stream], total_frames: float, restart: bool
 ) -> tuple[int, int | None]:
     """Generate frames and write them to their streams, until there are enough or a signal asks to stop.
 
@@ -151,7 +153,8 @@ def run_streams(
     try:
         with bar, stop.watching(SIGINT, SIGTERM):
             while num_frames < total_frames and stop.number is None:
-                blocks = free_run.make_block()[:, : int(min(BLOCK_FRAMES, total_frames - num_frames))]
+                blocks = free_run.make_block()
+                blocks = blocks[:, : int(min(blocks.shape[1], total_frames - num_frames))]
                 num_frames += blocks.shape[1]
                 for number, (stream, block) in enumerate(zip(streams, blocks, strict=True)):
                     if stream.add(block) and restart:

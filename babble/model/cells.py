@@ -12,7 +12,7 @@ The cells, and how `forward` iterates over time:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -279,8 +279,6 @@ class DiagonalLstmLayer(RecurrentLayer):
 
         return step
 
-
-Cell = Literal["lstm", "gru", "hyperlstm", "diagonal_lstm"]
 
 CELLS: dict[str, type[RecurrentLayer]] = {
     "lstm": LstmLayer,

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from babble.codec.frames import get_mode
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 
 _OTHER_VERSION = (
     "the checkpoint was not written by this version of babble; use the version that trained it, or train again"

@@ -16,7 +16,7 @@ V are the levels of one field, L those of all fields, placed end to end.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -317,8 +317,6 @@ class AutoregressiveHead(Head):
 
         return walk
 
-
-HeadName = Literal["regression", "mixture", "categorical", "autoregressive"]
 
 HEADS: dict[str, type[RegressionHead] | type[MixtureHead] | type[CategoricalHead] | type[AutoregressiveHead]] = {
     "regression": RegressionHead,

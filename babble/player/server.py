@@ -15,15 +15,20 @@ of a JSON object, the object, and then the samples, int16. A session ends when i
 """
 
 import asyncio
+import contextlib
 import json
 import secrets
+import socket
 import struct
 import tempfile
 import time
+import webbrowser
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+import torch
+import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -34,10 +39,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from babble.generation.prompts import Prompt, read_frames
 from babble.player.session import Block, Session, Settings, Voices
+from babble.run_folder import PRETRAINED
 
 PAGE = Path(__file__).parent / "page"
+HOST = "127.0.0.1"
 # Names that the browser may use for this machine: others could be a web page that rebinds its name to it.
-HOSTS = ["127.0.0.1", "localhost"]
+HOSTS = [HOST, "localhost"]
 # The page may ask for this much more sound than has passed in time: it fills its buffer at the start.
 AHEAD_SECONDS = 5.0
 MAX_UPLOAD_BYTES = 50_000_000
@@ -242,3 +249,56 @@ def make_app(voices: Voices, secret: str) -> Starlette:
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
     return Starlette(routes=[Mount(f"/{secret}", routes=routes)], middleware=[hosts])
+
+
+class _Server(uvicorn.Server):
+    """Prints the address once it can be opened."""
+
+    def __init__(self, config: uvicorn.Config, address: str, opens_browser: bool) -> None:
+        super().__init__(config)
+        self._address, self._opens_browser = address, opens_browser
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(f"{self._address}\nOpen this address in a browser on this computer. Ctrl-C ends it.", flush=True)
+        if self._opens_browser:
+            webbrowser.open(self._address)
+
+
+def serve(run: Path | None, runs: Path, port: int | None, *, opens_browser: bool) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        run: run folder or checkpoint; None for the bundled voice.
+        runs: folder of runs, whose voices the page offers too.
+        port: None for a free one.
+        opens_browser: whether to open the page in the user's browser.
+
+    Raises:
+        FileNotFoundError, ValueError: the run has no usable checkpoint.
+        OSError: the port is in use.
+    """
+    voices = Voices(run or PRETRAINED, runs)
+    voices.load(voices.names[0])
+    # Frame by frame, more threads only slow it down.
+    torch.set_num_threads(1)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port or 0))
+    except OSError as error:
+        raise OSError(f"--port {port}: {error.strerror}. Choose another, or omit the flag.") from None
+    secret = secrets.token_urlsafe(16)
+    address = f"http://{HOST}:{listener.getsockname()[1]}/{secret}/"
+    settings = uvicorn.Config(
+        make_app(voices, secret),
+        # The address is secret, so it is in no log.
+        access_log=False,
+        log_level="warning",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_max_queue=8,
+        timeout_graceful_shutdown=1,
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # The usual end.
+        _Server(settings, address, opens_browser).run(sockets=[listener])
+    print("Ended.")

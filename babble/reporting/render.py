@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from babble.files import write_bytes
+from babble.reporting import SHOWN_EPOCHS
 from babble.reporting.collect import gather_report
 
 PAGE = Path(__file__).parent / "page"
 # Joined in this order into one script: later files use what earlier ones define.
 SCRIPTS = ("dom", "clip", "explorer", "listen", "runs", "charts", "curves", "results", "main")
-# Few, or a long run makes a page of many megabytes.
-SHOWN_EPOCHS = 3
 
 
 def build_page(report: dict[str, Any]) -> str:

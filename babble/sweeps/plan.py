@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from babble.cli import config_to_dict, flatten, unflatten
-from babble.model.heads import HEADS
+from babble.model.config import HEADS_WITH_LIKELIHOOD
 from babble.sweeps.ranking import COLUMNS
 from babble.sweeps.space import (
     Axis,
@@ -184,7 +184,7 @@ def plan_sweep(
         points = combinations
         # In a grid's own order small networks come first, and ASHA lets each continue as the best so far.
         random.Random(training["seed"]).shuffle(points)
-    has_bits = all(HEADS[candidate["model"]["head"]].has_likelihood for candidate in candidates)
+    has_bits = all(candidate["model"]["head"] in HEADS_WITH_LIKELIHOOD for candidate in candidates)
     return SweepPlan(
         config=config,
         seed=training["seed"],

@@ -294,7 +294,8 @@ class SweepCallback(tune.Callback):
     def _count_weights(self, name: str, values: Values, seed: int) -> int:
         if name not in self.weights:
             # Imported here: Ray's workers import this module, and need no torch.
-            from babble.model.babbler import ModelConfig, count_weights
+            from babble.model.babbler import count_weights
+            from babble.model.config import ModelConfig
 
             model = build_config(ModelConfig, self.folder.trial_settings(values, seed, name)["model"])
             self.weights[name] = count_weights(model, get_mode(self.settings["mode"]))

@@ -23,33 +23,13 @@ from babble.files import replacing
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import load_checkpoint
 from babble.tokenizer.clusters import Clusters
+from babble.tokenizer.config import EncoderConfig
 from babble.tokenizer.encoder import TokenEncoder, map_windows
 
 FILE = "tokenizer.pt"
 BATCH_SIZE, WINDOW_FRAMES = 16, 256
 LR, WARMUP_STEPS, CLIP_NORM = 0.003, 100, 1.0
 SAVE_SECONDS, REPORT_SECONDS = 60.0, 1.0
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Training of the encoder.
-
-    Attributes:
-        units: Hidden units per layer and direction.
-        targets: Clusters of the voice's hidden states that it learns to predict.
-        steps: Optimizer steps, each of 16 windows of 256 frames.
-    """
-
-    units: int = 192
-    targets: int = 200
-    steps: int = 1400
-
-    def __post_init__(self) -> None:
-        """Validate sizes."""
-        for key in ("units", "targets", "steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"encoder.{key}={getattr(self, key)}: must be at least 1.")
 
 
 @dataclass(frozen=True)

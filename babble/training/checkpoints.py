@@ -28,8 +28,9 @@ from babble.cli import CommandError
 from babble.files import replacing
 from babble.model.checkpoint import load_checkpoint
 from babble.run_folder import RunFolder
+from babble.training.config import Stage
 from babble.training.stopping import Consensus
-from babble.training.unfreezing import Stage, ends_stage, stage_at
+from babble.training.unfreezing import ends_stage, stage_at
 
 
 def find_resume(run: RunFolder) -> tuple[Path | None, int]:

@@ -6,14 +6,100 @@ from pathlib import Path
 from typing import Literal
 
 from babble.codec.frames import TOKENS
-from babble.data.loaders import DataConfig
-from babble.model.babbler import ModelConfig
+from babble.data.config import DataConfig
+from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
-from babble.training.module import OptimConfig
-from babble.training.samples import SamplesConfig
 from babble.training.topology import job_id
-from babble.training.unfreezing import BeforeUnfreezing, Stage, check_stages
 from babble.training.wandb_run import WandbConfig
+
+BeforeUnfreezing = Literal["frozen", "bypassed"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer settings.
+
+    Attributes:
+        name: Optimizer, with PyTorch's defaults except for the settings here. nadam was used in 2017.
+        lr: Learning rate; if omitted, the optimizer's own default (nadam 0.002, adamw 0.001, rmsprop 0.01, sgd 0.001).
+        clip_norm: Maximum norm of the gradients; null for no clipping.
+        schedule: Learning rate after the warm-up. cosine: falls to zero at `schedule_steps`.
+        warmup_steps: Steps in which the learning rate rises linearly to `lr`.
+        schedule_steps: Step at which the cosine reaches zero; if omitted, the last step of the training.
+        loss_steps: Steps of a window that the loss includes. last: only the last one, as in 2017.
+        input_noise: Share of the input levels that are replaced in training by levels of the same field from random
+            other frames; makes free running more stable.
+        ema_decay: Decay of an exponential moving average of the weights, e.g. 0.999. Validation, samples and
+            checkpoints use the average. Null for none.
+    """
+
+    name: Literal["nadam", "adamw", "rmsprop", "sgd"] = "nadam"
+    lr: float | None = None
+    clip_norm: float | None = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    schedule_steps: int | None = None
+    loss_steps: Literal["all", "last"] = "all"
+    input_noise: float = 0.0
+    ema_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the numbers; reject settings without effect."""
+        if self.warmup_steps < 0:
+            raise ValueError(f"optim.warmup_steps={self.warmup_steps}: must be at least 0.")
+        if self.schedule_steps is not None:
+            if self.schedule == "constant":
+                raise ValueError("optim.schedule_steps has no effect with optim.schedule=constant.")
+            if self.schedule_steps <= self.warmup_steps:
+                raise ValueError(
+                    f"optim.schedule_steps={self.schedule_steps}: must be above optim.warmup_steps={self.warmup_steps}."
+                )
+        for key in ("lr", "clip_norm"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise ValueError(f"optim.{key}={getattr(self, key)}: must be above 0.")
+        for key in ("input_noise", "ema_decay"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"optim.{key}={value}: must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with the same trained layers.
+
+    Attributes:
+        layers: Trained recurrent layers, counted from 1 at the bottom; none: only input layer and head are trained.
+        epochs: Length; omitted in the last stage, and only there.
+    """
+
+    layers: tuple[int, ...]
+    epochs: int | None = None
+
+
+def check_stages(stages: tuple[Stage, ...], num_layers: int, before_unfreezing: BeforeUnfreezing = "frozen") -> None:
+    """Validate unfreezing stages.
+
+    Raises:
+        ValueError: names the stage and what is wrong with it.
+    """
+    for number, stage in enumerate(stages, 1):
+        unknown = [layer for layer in stage.layers if not 1 <= layer <= num_layers]
+        if unknown:
+            raise ValueError(
+                f"unfreezing: stage {number} has layers {list(stage.layers)}, but model.num_layers={num_layers}: "
+                f"expected layers from 1 to {num_layers}."
+            )
+        is_last = number == len(stages)
+        if (stage.epochs is None) != is_last or (stage.epochs is not None and stage.epochs < 1):
+            raise ValueError(
+                f"unfreezing: stage {number} of {len(stages)} has epochs={stage.epochs}: every stage but the last "
+                "needs at least 1; the last has none, it lasts to the end of the training."
+            )
+    if before_unfreezing == "bypassed" and not (stages and 1 in stages[0].layers):
+        raise ValueError(
+            "before_unfreezing=bypassed needs unfreezing stages, the first of them with layer 1: without stages it has "
+            "no effect, and without the lowest layer nothing would receive the input."
+        )
 
 
 @dataclass(frozen=True)
@@ -38,6 +124,36 @@ class StopConfig:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"stop.{key}={value}: must be above 0.")
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Audio generated during training.
+
+    Attributes:
+        every_epochs: Epochs between two sets of samples; 0 for none. There are always samples at the end of each
+            unfreezing stage and of the training.
+        prompts: Number of validation prompts that are continued.
+        prompt_frames: Length of the prompts. If all validation recordings are shorter, half of the longest one.
+        frames: Number of generated frames per prompt.
+        temperature: Sampling temperature, for heads with a likelihood; below 1 sharpens, above 1 flattens.
+    """
+
+    every_epochs: int = 20
+    prompts: int = 3
+    prompt_frames: int = 200
+    frames: int = 400
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        for key in ("prompts", "prompt_frames", "frames"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"samples.{key}={getattr(self, key)}: must be at least 1.")
+        if self.every_epochs < 0:
+            raise ValueError(f"samples.every_epochs={self.every_epochs}: must be at least 0.")
+        if self.temperature <= 0:
+            raise ValueError(f"samples.temperature={self.temperature}: must be above 0.")
 
 
 @dataclass(frozen=True)

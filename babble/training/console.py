@@ -13,7 +13,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from babble.training.unfreezing import Stage, stage_at
+from babble.training.config import Stage
+from babble.training.unfreezing import stage_at
 
 LINE_SECONDS = 30.0
 # The first steps, from which the duration is estimated: enough of them, but no more than a minute.

@@ -16,8 +16,9 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from babble.files import append_json_line, read_json_lines, write_bytes
+from babble.training.config import Stage
 from babble.training.module import BabbleModule, is_logged
-from babble.training.unfreezing import Stage, unfrozen_layers
+from babble.training.unfreezing import unfrozen_layers
 from babble.training.wandb_run import STEP, WandbRun
 
 # Metrics of the machine: they differ between two trainings that are otherwise equal.

@@ -1,8 +1,8 @@
 """The LightningModule: joins model, loss and optimizer."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from dataclasses import asdict
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -12,62 +12,16 @@ from torch.optim import Optimizer
 
 from babble.codec.frames import Mode
 from babble.data.loaders import Batch
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
 from babble.model.cells import State
+from babble.model.config import ModelConfig
 from babble.model.likelihood import name_losses, sum_losses
+from babble.training.config import OptimConfig
 
 # Predictions of the autoregressive head are made field by field: for all windows they would take as long as the loss.
 PREDICTED_WINDOWS = 4
 # Weight of the loss of each frame further ahead, relative to the next frame's.
 AHEAD_WEIGHT = 0.1
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimizer settings.
-
-    Attributes:
-        name: Optimizer, with PyTorch's defaults except for the settings here. nadam was used in 2017.
-        lr: Learning rate; if omitted, the optimizer's own default (nadam 0.002, adamw 0.001, rmsprop 0.01, sgd 0.001).
-        clip_norm: Maximum norm of the gradients; null for no clipping.
-        schedule: Learning rate after the warm-up. cosine: falls to zero at `schedule_steps`.
-        warmup_steps: Steps in which the learning rate rises linearly to `lr`.
-        schedule_steps: Step at which the cosine reaches zero; if omitted, the last step of the training.
-        loss_steps: Steps of a window that the loss includes. last: only the last one, as in 2017.
-        input_noise: Share of the input levels that are replaced in training by levels of the same field from random
-            other frames; makes free running more stable.
-        ema_decay: Decay of an exponential moving average of the weights, e.g. 0.999. Validation, samples and
-            checkpoints use the average. Null for none.
-    """
-
-    name: Literal["nadam", "adamw", "rmsprop", "sgd"] = "nadam"
-    lr: float | None = None
-    clip_norm: float | None = 1.0
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    schedule_steps: int | None = None
-    loss_steps: Literal["all", "last"] = "all"
-    input_noise: float = 0.0
-    ema_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        """Validate the numbers; reject settings without effect."""
-        if self.warmup_steps < 0:
-            raise ValueError(f"optim.warmup_steps={self.warmup_steps}: must be at least 0.")
-        if self.schedule_steps is not None:
-            if self.schedule == "constant":
-                raise ValueError("optim.schedule_steps has no effect with optim.schedule=constant.")
-            if self.schedule_steps <= self.warmup_steps:
-                raise ValueError(
-                    f"optim.schedule_steps={self.schedule_steps}: must be above optim.warmup_steps={self.warmup_steps}."
-                )
-        for key in ("lr", "clip_norm"):
-            if getattr(self, key) is not None and getattr(self, key) <= 0:
-                raise ValueError(f"optim.{key}={getattr(self, key)}: must be above 0.")
-        for key in ("input_noise", "ema_decay"):
-            value = getattr(self, key)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"optim.{key}={value}: must be at least 0 and below 1.")
 
 
 _OPTIMIZERS: dict[str, type[Optimizer]] = {

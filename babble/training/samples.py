@@ -34,43 +34,14 @@ from babble.reporting.plots.progression import plot_progression
 from babble.reporting.plots.speech import plot_speech
 from babble.run_folder import RunFolder
 from babble.training.checkpoints import averaged_weights
+from babble.training.config import SamplesConfig, Stage
 from babble.training.metrics import WandbMetrics
-from babble.training.unfreezing import Stage, ends_stage
+from babble.training.unfreezing import ends_stage
 
 # Those of `babble.evaluate` that show at a glance whether speech moves, is in order, pauses and has intonation.
 STATISTICS = ("change_levels", "lsp_disorder", "energy_db", "pauses", "voiced", "pitch_hz", "pitch_range_semitones")
 # Of one clip; None if it has none, e.g. no pitch in a clip without voice.
 ClipStatistics = dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class SamplesConfig:
-    """Audio generated during training.
-
-    Attributes:
-        every_epochs: Epochs between two sets of samples; 0 for none. There are always samples at the end of each
-            unfreezing stage and of the training.
-        prompts: Number of validation prompts that are continued.
-        prompt_frames: Length of the prompts. If all validation recordings are shorter, half of the longest one.
-        frames: Number of generated frames per prompt.
-        temperature: Sampling temperature, for heads with a likelihood; below 1 sharpens, above 1 flattens.
-    """
-
-    every_epochs: int = 20
-    prompts: int = 3
-    prompt_frames: int = 200
-    frames: int = 400
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Validate the numbers."""
-        for key in ("prompts", "prompt_frames", "frames"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"samples.{key}={getattr(self, key)}: must be at least 1.")
-        if self.every_epochs < 0:
-            raise ValueError(f"samples.every_epochs={self.every_epochs}: must be at least 0.")
-        if self.temperature <= 0:
-            raise ValueError(f"samples.temperature={self.temperature}: must be above 0.")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from babble.cli import CommandError
 from babble.processes import end_with_parent
 
@@ -103,6 +101,9 @@ def naming_lost_processes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # Imported already by what raised it; a command line is read without it.
+        import torch
+
         # Gloo has no class of its own.
         if not isinstance(error, torch.distributed.DistError) and "gloo/transport" not in str(error):
             raise

@@ -10,55 +10,14 @@ Here every parameter requires a gradient all the time. Gradients of frozen layer
 and before clipping, so that the optimizer skips them and keeps no moments.
 """
 
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from torch.optim import Optimizer
 
 from babble.model.babbler import Babbler
-
-BeforeUnfreezing = Literal["frozen", "bypassed"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training with the same trained layers.
-
-    Attributes:
-        layers: Trained recurrent layers, counted from 1 at the bottom; none: only input layer and head are trained.
-        epochs: Length; omitted in the last stage, and only there.
-    """
-
-    layers: tuple[int, ...]
-    epochs: int | None = None
-
-
-def check_stages(stages: tuple[Stage, ...], num_layers: int, before_unfreezing: BeforeUnfreezing = "frozen") -> None:
-    """Validate unfreezing stages.
-
-    Raises:
-        ValueError: names the stage and what is wrong with it.
-    """
-    for number, stage in enumerate(stages, 1):
-        unknown = [layer for layer in stage.layers if not 1 <= layer <= num_layers]
-        if unknown:
-            raise ValueError(
-                f"unfreezing: stage {number} has layers {list(stage.layers)}, but model.num_layers={num_layers}: "
-                f"expected layers from 1 to {num_layers}."
-            )
-        is_last = number == len(stages)
-        if (stage.epochs is None) != is_last or (stage.epochs is not None and stage.epochs < 1):
-            raise ValueError(
-                f"unfreezing: stage {number} of {len(stages)} has epochs={stage.epochs}: every stage but the last "
-                "needs at least 1; the last has none, it lasts to the end of the training."
-            )
-    if before_unfreezing == "bypassed" and not (stages and 1 in stages[0].layers):
-        raise ValueError(
-            "before_unfreezing=bypassed needs unfreezing stages, the first of them with layer 1: without stages it has "
-            "no effect, and without the lowest layer nothing would receive the input."
-        )
+from babble.training.config import BeforeUnfreezing, Stage
 
 
 def stage_at(epoch: int, stages: tuple[Stage, ...]) -> int:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from babble.data.config import DataConfig
 from babble.data.datamodule import SpeechData
-from babble.data.loaders import Batch, DataConfig, HeldFrames, Loader
+from babble.data.loaders import Batch, HeldFrames, Loader
 from babble.data.plans import Share, WindowPlan
 from babble.data.shards import (
     SHIFTED,

@@ -9,8 +9,9 @@ import torch
 
 from babble.codec.frames import MODES, Mode
 from babble.data import streaming
+from babble.data.config import DataConfig
 from babble.data.datamodule import SpeechData
-from babble.data.loaders import DataConfig, HeldFrames, Loader
+from babble.data.loaders import HeldFrames, Loader
 from babble.data.shards import Manifest, Segment, read_manifest, read_recordings, write_manifest, write_shards
 from babble.data.streaming import ShardFrames, ShardSegment, find_segments
 

@@ -14,7 +14,8 @@ from babble.evaluation.comparison import compare_speech
 from babble.evaluation.held_out import measure_held_out
 from babble.generation.free_run import generate_frames
 from babble.generation.prompts import spread_prompts
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 
 
 @pytest.mark.parametrize("mode", [MODES[name] for name in ("1300", "3200", "2400", "700C")], ids=lambda mode: mode.name)

@@ -12,7 +12,8 @@ from babble.evaluation import context as context_module
 from babble.evaluation.context import measure_context
 from babble.evaluation.summary import summarize_evaluation
 from babble.evaluation.tables import format_evaluation
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 
 SECONDS = 60
 

@@ -11,7 +11,8 @@ from speech_samples import MODE, random_frames
 from babble.evaluation import held_out
 from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
 from babble.generation.free_run import generate_frames
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 from babble.model.likelihood import measure_losses, name_losses, sum_losses
 from babble.model.sampling import Sampling
 

@@ -8,8 +8,9 @@ import torch
 
 from babble.codec.frames import MODES
 from babble.generation.free_run import FreeRun, choose_sampling, generate_frames
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
 from babble.model.cells import CELLS
+from babble.model.config import ModelConfig
 from babble.model.sampling import Sampling
 
 MODE = MODES["1300"]

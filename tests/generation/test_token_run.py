@@ -17,7 +17,8 @@ from babble.generation.token_run import (
     check_token_temperature,
     load_token_level,
 )
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 from babble.model.likelihood import measure_losses
 from babble.run_folder import RunFolder
 from babble.tokenizer.clusters import Clusters

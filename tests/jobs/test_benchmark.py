@@ -22,7 +22,8 @@ from babble.data.datamodule import SpeechData
 from babble.data.shards import read_manifest
 from babble.files import read_json_lines
 from babble.generation.free_run import generate_frames
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 from jobs.benchmark.config import MODE, BenchmarkConfig, Part
 from jobs.benchmark.corpus import make_corpus
 from jobs.benchmark.floors import encode_recordings, make_generator, make_training

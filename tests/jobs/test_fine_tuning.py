@@ -8,7 +8,7 @@ from paths import SPEECH
 from player.conftest import write_voice
 
 from babble.data.shards import read_manifest, read_recordings
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from jobs.experiments import read_rows
 from jobs.fine_tuning import FineTuningConfig, compare, cut_training, make_config
 from jobs.preprocess.config import PreprocessConfig

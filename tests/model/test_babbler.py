@@ -8,10 +8,11 @@ import torch
 from babble.cli import build_config
 from babble.codec.frames import MODES, Mode
 from babble.generation.free_run import generate_frames
-from babble.model.babbler import Babbler, ModelConfig
-from babble.model.cells import CELLS, Cell
+from babble.model.babbler import Babbler
+from babble.model.cells import CELLS
 from babble.model.checkpoint import build_model
-from babble.model.heads import HEADS, HeadName
+from babble.model.config import Cell, HeadName, ModelConfig
+from babble.model.heads import HEADS
 from babble.model.likelihood import measure_losses
 
 NETWORKS = [

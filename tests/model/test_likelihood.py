@@ -5,7 +5,8 @@ import torch
 
 from babble.codec.frames import MODES
 from babble.model import likelihood
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 from babble.model.heads import HEADS
 from babble.model.likelihood import measure_losses, name_losses, sum_losses
 

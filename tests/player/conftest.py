@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from babble.codec.frames import get_mode
-from babble.model.babbler import Babbler, ModelConfig
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
 from babble.player.session import Voices
 
 

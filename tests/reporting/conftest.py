@@ -20,13 +20,11 @@ def _write_png(figure: object, path: Path) -> None:
 def runs(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three runs of two unfreezing stages; the first is evaluated."""
     # Imported here: the plots' tests, which share this file, need none of it.
-    from babble.data.loaders import DataConfig
+    from babble.data.config import DataConfig
     from babble.evaluate import EvaluateConfig, evaluate
-    from babble.model.babbler import ModelConfig
+    from babble.model.config import ModelConfig
     from babble.train import train
-    from babble.training.config import StopConfig, TrainConfig
-    from babble.training.samples import SamplesConfig
-    from babble.training.unfreezing import Stage
+    from babble.training.config import SamplesConfig, Stage, StopConfig, TrainConfig
     from babble.training.wandb_run import WandbConfig
 
     folder = tmp_path_factory.mktemp("runs")

@@ -13,16 +13,13 @@ import yaml
 from testbed import ENVIRONMENT, ROOT, SMALL, Slurm, kill_node
 
 from babble.cli import config_to_dict
-from babble.data.loaders import DataConfig
+from babble.data.config import DataConfig
 from babble.files import read_json_lines
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
 from babble.sweeps.folder import SweepFolder
-from babble.training.config import ComputeConfig, StopConfig, TrainConfig
+from babble.training.config import ComputeConfig, OptimConfig, SamplesConfig, Stage, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
-from babble.training.module import OptimConfig
-from babble.training.samples import SamplesConfig
-from babble.training.unfreezing import Stage
 from babble.training.wandb_run import WandbConfig
 
 pytestmark = pytest.mark.slurm

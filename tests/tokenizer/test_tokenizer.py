@@ -9,8 +9,9 @@ import torch
 from babble.codec.frames import get_mode
 from babble.tokenizer import tokenizer as module
 from babble.tokenizer.clusters import fit_clusters
+from babble.tokenizer.config import EncoderConfig
 from babble.tokenizer.encoder import TokenEncoder, map_windows
-from babble.tokenizer.tokenizer import EncoderConfig, Tokenizer, train_encoder
+from babble.tokenizer.tokenizer import Tokenizer, train_encoder
 
 MODE = get_mode("1300")
 CONFIG = EncoderConfig(units=8, targets=4, steps=12)

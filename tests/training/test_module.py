@@ -8,8 +8,10 @@ import torch
 from babble.cli import build_config
 from babble.codec.frames import MODES
 from babble.data.loaders import Batch
-from babble.model.babbler import Babbler, ModelConfig
-from babble.training.module import AHEAD_WEIGHT, BabbleModule, OptimConfig, lr_factor, replace_levels
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
+from babble.training.config import OptimConfig
+from babble.training.module import AHEAD_WEIGHT, BabbleModule, lr_factor, replace_levels
 
 MODE = MODES["1300"]
 # In a step whose metrics are not logged.

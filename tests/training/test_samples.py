@@ -2,8 +2,8 @@
 
 import pytest
 
-from babble.training.samples import Prompt, SamplesConfig, choose_prompts, has_samples
-from babble.training.unfreezing import Stage
+from babble.training.config import SamplesConfig, Stage
+from babble.training.samples import Prompt, choose_prompts, has_samples
 
 
 def _choose(lengths: list[int], prompts: int, prompt_frames: int, frames: int) -> list[Prompt]:

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from babble.codec.frames import MODES
-from babble.model.babbler import Babbler, ModelConfig
-from babble.training.unfreezing import Stage, Unfreezing, bypassed_layers, check_stages, stage_at, unfrozen_layers
+from babble.model.babbler import Babbler
+from babble.model.config import ModelConfig
+from babble.training.config import Stage, check_stages
+from babble.training.unfreezing import Unfreezing, bypassed_layers, stage_at, unfrozen_layers
 
 STAGES_2017 = (Stage((1,), 60), Stage((1, 2), 180), Stage((3,)))
 

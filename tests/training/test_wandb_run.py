@@ -23,16 +23,15 @@ import pytest
 import yaml
 
 from babble.cli import config_to_dict
-from babble.data.loaders import DataConfig
+from babble.data.config import DataConfig
 from babble.evaluate import EvaluateConfig, evaluate
 from babble.files import read_json_lines
-from babble.model.babbler import ModelConfig
+from babble.model.config import ModelConfig
 from babble.reporting.workspace import describe
 from babble.run_folder import RunFolder
 from babble.train import train
-from babble.training.config import ComputeConfig, StopConfig, TrainConfig
-from babble.training.samples import STATISTICS, SamplesConfig
-from babble.training.unfreezing import Stage
+from babble.training.config import ComputeConfig, SamplesConfig, Stage, StopConfig, TrainConfig
+from babble.training.samples import STATISTICS
 from babble.training.wandb_run import WandbConfig, WandbRun, describe_wandb, open_wandb
 
 GROUPS = ("voicing", "pitch", "energy", "lsp")

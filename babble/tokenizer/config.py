@@ -1,0 +1,62 @@
+"""The settings of `babble tokens`. No torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from babble.codec.frames import TOKENS
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Training of the encoder.
+
+    Attributes:
+        units: Hidden units per layer and direction.
+        targets: Clusters of the voice's hidden states that it learns to predict.
+        steps: Optimizer steps, each of 16 windows of 256 frames.
+    """
+
+    units: int = 192
+    targets: int = 200
+    steps: int = 1400
+
+    def __post_init__(self) -> None:
+        """Validate sizes."""
+        for key in ("units", "targets", "steps"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"encoder.{key}={getattr(self, key)}: must be at least 1.")
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Find tokens of speech without text.
+
+    Attributes:
+        shards: folder of shards.
+        voice: run folder or checkpoint of a network for these shards' mode; the bundled voice by default.
+        out: folder for the tokens.
+        clusters: number of different tokens, at most 512.
+        change_cost: price of a change of token between two frames, relative to the mean squared distance of features
+            from their cluster: a higher one gives fewer, longer tokens.
+        encoder: size and training of the encoder.
+        threads: CPU threads. On a busy machine more than one make it slower.
+        seed: random seed.
+    """
+
+    shards: Path | None = None
+    voice: Path | None = None
+    out: Path | None = None
+    clusters: int = 500
+    change_cost: float = 0.6
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        if self.shards is None or self.out is None:
+            raise ValueError("name the shards and where to write: --shards shards/NAME --out shards/NAME-tokens")
+        if not 2 <= self.clusters <= TOKENS.levels[0]:
+            raise ValueError(f"--clusters {self.clusters}: must be from 2 to {TOKENS.levels[0]}.")
+        if self.change_cost < 0:
+            raise ValueError(f"--change-cost {self.change_cost}: must be at least 0.")

@@ -1,0 +1,130 @@
+"""The work of `babble tokens`: shards of frames and a voice -> shards of tokens, and the tokenizer that found them."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from babble.cli import config_to_dict
+from babble.codec.frames import TOKENS
+from babble.data.shards import (
+    MANIFEST,
+    SHIFTED,
+    SPLITS,
+    Manifest,
+    Segment,
+    hash_manifest,
+    open_shards,
+    read_manifest,
+    read_recordings,
+    write_manifest,
+    write_shards,
+)
+from babble.files import check_writable, lock, replacing
+from babble.model.babbler import Babbler
+from babble.model.checkpoint import build_model, load_checkpoint
+from babble.run_folder import PRETRAINED, locate_checkpoint
+from babble.tokenizer.clusters import assign, find_centres, fit_clusters
+from babble.tokenizer.config import TokensConfig
+from babble.tokenizer.tokenizer import FILE, Tokenizer, hidden_states, train_encoder
+
+# Clusters are found on every so many frames.
+TARGET_STRIDE, FEATURE_STRIDE = 8, 6
+ENTRIES_PER_SHARD = 64
+STATE = ".encoder.pt"
+# Between two lines of the encoder's training.
+LINE_SECONDS = 30.0
+
+
+def make_tokens(config: TokensConfig) -> Manifest:
+    """Find tokens and write them as shards, or continue where an earlier call stopped; return their manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: unusable shards or voice; the folder holds tokens of other settings.
+    """
+    assert config.out is not None
+    shards, manifest = open_shards(config.shards)
+    _, path = locate_checkpoint(config.voice or PRETRAINED)
+    model = build_model(load_checkpoint(path))
+    if model.mode != manifest.mode:
+        raise ValueError(f"{shards} has mode {manifest.mode.name}, but {path} mode {model.mode.name}.")
+    names = ("clusters", "change_cost", "encoder", "seed")
+    settings = {**{name: config_to_dict(config)[name] for name in names}, "shards": hash_manifest(shards)}
+    if (config.out / MANIFEST).is_file():
+        found = read_manifest(config.out)
+        if found.settings != settings:
+            raise ValueError(f"{config.out} holds tokens of other shards or settings: choose another --out.")
+        print(f"{config.out} is finished already.")
+        return found
+    check_writable(config.out / MANIFEST, "--out")
+    config.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(config.threads)
+    # Vanishing gradients are denormal numbers, with which a step takes a CPU eight times as long.
+    torch.set_flush_denormal(True)
+    with lock(config.out / ".lock", f"{config.out} is being written by another process."):
+        recordings = read_recordings(shards, manifest, "train")
+        tokenizer = _train(config, model, [recording.frames for recording in recordings])
+        tokens = _write(config.out, shards, manifest, tokenizer, settings)
+        (config.out / STATE).unlink(missing_ok=True)
+    return tokens
+
+
+def _train(config: TokensConfig, model: Babbler, recordings: list[np.ndarray]) -> Tokenizer:
+    assert config.out is not None
+    path = config.out / FILE
+    if path.is_file():
+        return Tokenizer.from_state(load_checkpoint(path))
+    as_tensors = [torch.from_numpy(frames.astype(np.int64)) for frames in recordings]
+    print("clustering the hidden states of the voice", flush=True)
+    hidden = [hidden_states(model, frames).half() for frames in as_tensors]
+    sample = torch.cat([rows[::TARGET_STRIDE] for rows in hidden]).float()
+    centres = find_centres(sample, config.encoder.targets, config.seed)
+    targets = [assign(rows.float(), centres).numpy() for rows in hidden]
+    del hidden, sample
+    started = said = time.monotonic()
+
+    def report(step: int, loss: float) -> None:
+        nonlocal said
+        if time.monotonic() - said < LINE_SECONDS:
+            return
+        said = time.monotonic()
+        seconds = (time.monotonic() - started) / max(1, step) * (config.encoder.steps - step)
+        print(
+            f"encoder: step {step} of {config.encoder.steps}, loss {loss:.3f}, {seconds / 60:.1f} min left", flush=True
+        )
+
+    encoder = train_encoder(config.encoder, model.mode, recordings, targets, config.seed, config.out / STATE, report)
+    print("clustering the features of the encoder", flush=True)
+    features = torch.cat([encoder.features(frames)[::FEATURE_STRIDE] for frames in as_tensors])
+    tokenizer = Tokenizer(encoder, fit_clusters(features, config.clusters, config.change_cost, config.seed), model.mode)
+    with replacing(path) as temporary:
+        torch.save(tokenizer.state(), temporary)
+    # As it is read again, in half precision.
+    return Tokenizer.from_state(load_checkpoint(path))
+
+
+def _write(out: Path, shards: Path, manifest: Manifest, tokenizer: Tokenizer, settings: dict[str, object]) -> Manifest:
+    """Write the tokens of all recordings, and the manifest last."""
+    facts, rows = [], []
+    for split in (*SPLITS, SHIFTED):
+        recordings, tokenized = read_recordings(shards, manifest, split), []
+        if recordings:
+            print(f"finding the tokens of {len(recordings)} {split} recordings", flush=True)
+        for recording in recordings:
+            sequence = tokenizer.find_sequence(recording.frames)
+            tokenized.append(Segment(recording.recording, recording.first_frame, sequence))
+            rows.append(
+                {
+                    "name": recording.recording,
+                    "split": split,
+                    "first_frame": recording.first_frame,
+                    "frames": len(sequence),
+                    "spoken_frames": len(recording.frames),
+                }
+            )
+        facts += write_shards(out, split, tokenized, TOKENS, ENTRIES_PER_SHARD)
+    kept = [row for row in rows if row["split"] != SHIFTED]
+    tokens = Manifest(TOKENS, settings, kept, facts, [], shifted=[row for row in rows if row["split"] == SHIFTED])
+    write_manifest(out, tokens)
+    return tokens
