@@ -18,6 +18,7 @@ import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -129,12 +130,18 @@ class RunFolder:
         values: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         return values
 
-    def claim(self, settings: dict[str, Any], corpus: str = "") -> None:
+    def claim(
+        self,
+        settings: dict[str, Any],
+        corpus: str = "",
+        complete: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
         """Create the run's folders and config.yaml, or check that it is the same run.
 
         Args:
             settings: every setting, nested; `LABELS` are not compared, nor is the path of the same shards.
             corpus: sha256 of the manifest of its shards.
+            complete: adds the defaults of settings that are newer than the config.yaml of an existing run.
 
         Raises:
             ValueError: the folder holds a run with other settings, each of which is named with both values, or a run
@@ -150,9 +157,17 @@ class RunFolder:
                         f"{self.path} was trained on other shards than {settings['data']['shards']} holds now, so it "
                         "is not continued. Give the folder of the same shards, or another --name to start a new run."
                     )
+            found = self.read_config()
+            try:
+                found = complete(found) if complete else found
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.config} was written by another version of babble: {error}. Continue the run with that "
+                    "version, or give another --name to start a new run."
+                ) from None
             before, now = (
                 {key: value for key, value in flatten(values).items() if key not in labels}
-                for values in (self.read_config(), settings)
+                for values in (found, settings)
             )
             if changes := describe_changes(before, now):
                 raise ValueError(

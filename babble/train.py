@@ -18,9 +18,9 @@ import contextlib
 import shlex
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from babble.cli import Interrupted, config_to_dict, run_command
+from babble.cli import Interrupted, build_config, config_to_dict, run_command
 from babble.data.shards import hash_manifest
 from babble.files import check_writable
 from babble.processes import StopRequest
@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> "TrainResult":
         # The other ranks run inside the folder that the first one holds.
         with run.locked() if is_first_rank() else contextlib.nullcontext():
             if is_first_rank():
-                run.claim(config_to_dict(training.config), hash_manifest(training.data.folder))
+                run.claim(config_to_dict(training.config), hash_manifest(training.data.folder), _complete)
                 run.remove_leftovers()
             if run.finished.is_file():
                 # A kill may have come between the two.
@@ -76,6 +76,10 @@ def train(config: TrainConfig) -> "TrainResult":
             if is_first_rank():
                 _write_report(run)
             return result
+
+
+def _complete(settings: dict[str, Any]) -> dict[str, Any]:
+    return config_to_dict(build_config(TrainConfig, settings))
 
 
 def _write_report(run: RunFolder) -> None:

@@ -290,6 +290,21 @@ def test_other_settings_are_rejected_by_name(undisturbed: TrainResult, speech_sh
     assert "units" not in message
 
 
+def test_a_run_from_before_a_setting_existed_is_continued(
+    undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    run = tmp_path / "undisturbed"
+    shutil.copytree(undisturbed.run, run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    del settings["token_model"], settings["model"]["tokens"], settings["data"]["tokens"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert train(_config(speech_shards, tmp_path, "undisturbed")).already_finished
+    settings["model"]["layers"] = 2
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=r"was written by another version of babble: .*layers"):
+        train(_config(speech_shards, tmp_path, "undisturbed"))
+
+
 def test_a_run_is_not_continued_on_other_shards(undisturbed: TrainResult, speech_shards: Path, tmp_path: Path):
     run, moved = tmp_path / "runs" / "undisturbed", tmp_path / "moved"
     shutil.copytree(undisturbed.run, run)
