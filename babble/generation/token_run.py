@@ -120,17 +120,17 @@ class TokenRun:
                 tuple(torch.cat(parts) for parts in zip(*layers, strict=True))
                 for layers in zip(*(ends[place][1] for place in places), strict=True)
             ]
-            self._now_B2 = self._sample(hidden_BH)
-            self._next_B2 = self._choose_next()
-        self._since_B = torch.zeros(len(prompts_BTF), dtype=torch.int64)
-        self._after_prompt = self._list_state()
-        contexts = [torch.from_numpy(make_context(sequence).astype(np.int64)) for sequence in sequences]
-        prompt_BTC = torch.stack([contexts[place] for place in places])
+            # In numpy, as all that changes from frame to frame: for a few integers, torch takes as long as a layer.
+            self._now_B2 = self._sample(hidden_BH).numpy()
+            self._next_B2, self._state = self._choose_next()
+        self._since_B = np.zeros(len(prompts_BTF), dtype=np.int64)
+        self._after_prompt = [part.copy() for part in self._list_arrays()]
+        prompt_BTC = np.stack([make_context(sequences[place]).astype(np.int64) for place in places])
         # What follows the last token of the prompt is known now.
         last_tokens = prompt_BTC[:, -1:, 0]
         is_last_BT = (prompt_BTC[..., 0] == last_tokens) & (prompt_BTC[..., 1] == last_tokens)
-        prompt_BTC[..., 1] = torch.where(is_last_BT, self._now_B2[:, :1], prompt_BTC[..., 1])
-        self.prompt_context_BTC = torch.cat([prompt_BTC[:, 1:], self.context()[:, None]], dim=1)
+        prompt_BTC[..., 1] = np.where(is_last_BT, self._now_B2[:, :1], prompt_BTC[..., 1])
+        self.prompt_context_BTC = torch.cat([torch.from_numpy(prompt_BTC[:, 1:]), self.context()[:, None]], dim=1)
 
     def set_temperature(self, temperature: float) -> None:
         """Choose the tokens from now on at another temperature."""
@@ -138,39 +138,40 @@ class TokenRun:
             sampling = Sampling.for_mode(TOKENS, temperature=f"token={temperature}")
             self._sample = self._head.make_sampler(sampling, self._generator)
 
-    def _choose_next(self) -> Tensor:
-        """Return the token (B, 2) after the present one of each stream."""
-        hidden_BH, self._state = self._step(self._now_B2, self._state, None)
-        return self._sample(hidden_BH)
+    def _choose_next(self) -> tuple[np.ndarray, list[tuple[Tensor, ...]]]:
+        """Return the token (B, 2) after the present one of each stream, and the state of the network after it."""
+        with torch.inference_mode():
+            hidden_BH, state = self._step(torch.from_numpy(self._now_B2), self._state, None)
+            return self._sample(hidden_BH).numpy(), state
 
     def context(self) -> Tensor:
         """Return the context of the next frame of each stream, int64 (B, C)."""
         left_B = self._now_B2[:, 1] - self._since_B
         columns = {"token": self._now_B2[:, 0], "next": self._next_B2[:, 0], "left": left_B, "since": self._since_B}
-        return torch.stack([columns[name] for name in CONTEXT], dim=1)
+        return torch.from_numpy(np.stack([columns[name] for name in CONTEXT], axis=1))
 
     def advance(self) -> None:
         """Go on by one frame."""
         is_over_B = self._since_B >= self._now_B2[:, 1]
-        self._since_B = torch.where(is_over_B, 0, self._since_B + 1)
+        self._since_B = np.where(is_over_B, 0, self._since_B + 1)
         if not is_over_B.any():
             return
-        before, state = self._next_B2, self._state
-        self._now_B2 = torch.where(is_over_B[:, None], self._next_B2, self._now_B2)
-        with torch.inference_mode():
-            chosen_B2 = self._choose_next()
-            self._next_B2 = torch.where(is_over_B[:, None], chosen_B2, before)
-            self._state = [
-                tuple(torch.where(is_over_B[:, None], new, old) for new, old in zip(after, layer, strict=True))
-                for after, layer in zip(self._state, state, strict=True)
-            ]
+        self._now_B2 = np.where(is_over_B[:, None], self._next_B2, self._now_B2)
+        chosen_B2, state = self._choose_next()
+        self._next_B2 = np.where(is_over_B[:, None], chosen_B2, self._next_B2)
+        if is_over_B.all():
+            self._state = state
+            return
+        is_over_B1 = torch.from_numpy(is_over_B)[:, None]
+        self._state = [
+            tuple(torch.where(is_over_B1, new, old) for new, old in zip(after, before, strict=True))
+            for after, before in zip(state, self._state, strict=True)
+        ]
 
     def start_over(self, stream: int) -> None:
         """Return one stream to the tokens after its prompt."""
-        with torch.inference_mode():
-            for now, after_prompt in zip(self._list_state(copies=False), self._after_prompt, strict=True):
-                now[stream] = after_prompt[stream]
+        for now, after_prompt in zip(self._list_arrays(), self._after_prompt, strict=True):
+            now[stream] = after_prompt[stream]
 
-    def _list_state(self, copies: bool = True) -> list[Tensor]:
-        tensors = [self._now_B2, self._next_B2, self._since_B, *(part for layer in self._state for part in layer)]
-        return [tensor.clone() for tensor in tensors] if copies else tensors
+    def _list_arrays(self) -> list[np.ndarray]:
+        return [self._now_B2, self._next_B2, self._since_B, *(part.numpy() for layer in self._state for part in layer)]

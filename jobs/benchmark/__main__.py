@@ -2,11 +2,12 @@
 
     python -m jobs.benchmark [--sources PATH...] [--only preprocess generation] [--json benchmark.json]
 
-1. preprocess: CPU time of jobs.preprocess, how busy the cores are, memory of its workers (preprocessing.py).
-2. training, logging: `train` next to a plain PyTorch loop, and the cost of logging (training.py).
-3. generation, evaluation: sampling frames, one stream and 64; the whole commands (generation.py).
-4. ranks, stopping, sweep, streaming: two processes, saving on a signal, Ray Tune, corpora on disk (scaling.py).
-5. plan: what 16 to 60,000 hours take on 1 to 256 devices, calculated from a few rates (plan.py).
+1. startup: --help of each command, short runs of generate and preprocess (startup.py).
+2. preprocess: CPU time of jobs.preprocess, how busy the cores are, memory of its workers (preprocessing.py).
+3. training, logging: `train` next to a plain PyTorch loop, and the cost of logging (training.py).
+4. generation, evaluation: sampling frames, one stream and 64; the whole commands (generation.py).
+5. ranks, stopping, sweep, streaming: two processes, saving on a signal, Ray Tune, corpora on disk (scaling.py).
+6. plan: what 16 to 60,000 hours take on 1 to 256 devices, calculated from a few rates (plan.py).
 
 A metric and its floor are measured in turns, in one run and on the same cores, so that a noisy machine affects both
 alike; the median of the ratios counts. Use an idle machine. Out: a table, and JSON on request. A missed target is shown
@@ -31,9 +32,11 @@ from jobs.benchmark.measurement import Measurement, format_table
 from jobs.benchmark.plan import format_plan, measure_rates
 from jobs.benchmark.preprocessing import measure_preprocessing
 from jobs.benchmark.scaling import measure_ranks, measure_stopping, measure_streaming, measure_sweep
+from jobs.benchmark.startup import measure_startup
 from jobs.benchmark.training import measure_logging, measure_training
 
 MEASURE: dict[Part, Callable[[BenchmarkConfig, Path], list[Measurement]]] = {
+    "startup": measure_startup,
     "preprocess": measure_preprocessing,
     "training": measure_training,
     "logging": measure_logging,

@@ -13,7 +13,17 @@ ROOT = Path(__file__).parent.parent.parent
 DEFAULT_RECIPE = ROOT / "configs" / "babble-cpu.yaml"
 
 Part = Literal[
-    "preprocess", "training", "logging", "generation", "evaluation", "ranks", "stopping", "sweep", "streaming", "plan"
+    "startup",
+    "preprocess",
+    "training",
+    "logging",
+    "generation",
+    "evaluation",
+    "ranks",
+    "stopping",
+    "sweep",
+    "streaming",
+    "plan",
 ]
 
 

@@ -18,6 +18,7 @@ class Measurement:
         floors: the floor's value in each of these turns; empty if the metric has no floor.
         at_least: target: the lowest acceptable median ratio, or median value without a floor.
         at_most: target: the highest acceptable one.
+        is_absolute: whether the target is one of the values, although there is a floor.
         note: conditions of the measurement, printed below the table.
     """
 
@@ -27,6 +28,7 @@ class Measurement:
     floors: tuple[float, ...] = ()
     at_least: float | None = None
     at_most: float | None = None
+    is_absolute: bool = False
     note: str = ""
 
     @property
@@ -38,7 +40,7 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """The median of the ratios, which the target applies to."""
+        """The median of the ratios."""
         return statistics.median(self.ratios)
 
     @property
@@ -46,9 +48,8 @@ class Measurement:
         """Whether the target is met; None without a target."""
         if self.at_least is None and self.at_most is None:
             return None
-        return (self.at_least is None or self.median >= self.at_least) and (
-            self.at_most is None or self.median <= self.at_most
-        )
+        found = statistics.median(self.values) if self.is_absolute else self.median
+        return (self.at_least is None or found >= self.at_least) and (self.at_most is None or found <= self.at_most)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields and what follows from them, ready for JSON."""
@@ -67,6 +68,7 @@ def format_table(measurements: Sequence[Measurement]) -> str:
 def _format_row(m: Measurement) -> tuple[str, ...]:
     target = f">= {m.at_least:g}" if m.at_least is not None else ""
     target += f"<= {m.at_most:g}" if m.at_most is not None else ""
+    target += f" {m.unit}" if m.is_absolute else ""
     floor, ratio = (f"{statistics.median(m.floors):,.4g}", f"{m.median:.3f}") if m.floors else ("", "")
     spread = f"{min(m.ratios):.3g}..{max(m.ratios):.3g}" if len(m.values) > 1 else ""
     verdict = {None: "", True: "ok", False: "MISS"}[m.is_met]

@@ -63,6 +63,14 @@ def test_without_a_floor_the_target_applies_to_the_median_value(
     assert Measurement("share", "of it", values, **target).is_met is is_met
 
 
+def test_an_absolute_target_applies_to_the_value_beside_a_floor() -> None:
+    start = Measurement("start", "s", (3.0, 5.0), (2.0, 2.0), at_most=4.5, is_absolute=True)
+    assert start.is_met is True
+    assert start.median == 2.0
+    row = format_table([start]).splitlines()[1]
+    assert row.split() == ["start", "4", "s", "2", "2.000", "1.5..2.5", "<=", "4.5", "s", "ok"]
+
+
 def test_a_value_without_its_floor_is_an_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         _ = Measurement("speed", "frames/s", (1.0, 2.0), (1.0,)).ratios
