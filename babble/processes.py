@@ -2,18 +2,23 @@
 
 1. `StopRequest` notes the first signal and does nothing else. The work looks at it where it can stop without loss.
 2. `end_with_parent` makes a child process receive SIGTERM when its parent ends, however it ends.
+3. `run_in_processes` does independent work in fresh processes.
 """
 
 import contextlib
 import ctypes
+import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
 
 # Source: linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
+
+Result = TypeVar("Result")
 
 
 class StopRequest:
@@ -75,3 +80,33 @@ def end_with_parent() -> None:
     """Have the kernel send this process SIGTERM when its parent ends: a `preexec_fn` for subprocesses. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def run_in_processes(tasks: Sequence[Callable[[], Result]], workers: int = 1) -> Iterator[Result]:
+    """Yield the result of each task, in their order, from fresh processes that end with this one.
+
+        totals = list(run_in_processes([functools.partial(add_up, path) for path in paths], workers=2))
+
+    Args:
+        tasks: called without arguments; they and their results are pickled.
+        workers: number of processes.
+    """
+    # Fork would copy the locks of torch's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+        try:
+            yield from pool.map(_call, tasks)
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    # Ctrl-C reaches every process of the terminal; this one ends with its parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call(task: Callable[[], Result]) -> Result:
+    return task()

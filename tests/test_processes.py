@@ -1,14 +1,16 @@
-"""Signals are noted once, handlers are restored, and a child ends with its parent."""
+"""Signals are noted once, handlers are restored, and processes that were started end with their parent."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
-from babble.processes import StopRequest
+from babble.processes import StopRequest, run_in_processes
 
 
 def test_the_first_signal_is_noted_and_a_second_ctrl_c_stops_at_once(capsys: pytest.CaptureFixture[str]):
@@ -54,3 +56,31 @@ def test_a_child_ends_with_a_killed_parent():
         except (FileNotFoundError, ProcessLookupError):
             break
         time.sleep(0.05)
+
+
+def test_tasks_run_in_processes_of_their_own_and_their_errors_arrive() -> None:
+    mine, *roots = run_in_processes([os.getpid, partial(math.sqrt, 4), partial(math.sqrt, 9)], workers=2)
+    assert mine != os.getpid()
+    assert roots == [2, 3]
+    with pytest.raises(ValueError, match="math domain error"):
+        list(run_in_processes([partial(math.sqrt, -1)]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_program_leaves_no_process_behind(number: signal.Signals) -> None:
+    code = (
+        "import os, time\nfrom functools import partial\nfrom babble.processes import run_in_processes\n"
+        "if __name__ == '__main__':\n"
+        "    for value in run_in_processes([os.getpid, partial(time.sleep, 600)], workers=1):\n"
+        "        print(value, flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.send_signal(number)
+        parent.wait(10)
+        end = time.monotonic() + 10
+        while os.path.exists(f"/proc/{worker}") and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not os.path.exists(f"/proc/{worker}")

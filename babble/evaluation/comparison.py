@@ -6,13 +6,19 @@
    frames of the held-out speech shuffled, and a Markov chain per field.
 2. `measure_speech` gives the statistics of each set.
 3. A classifier is trained to separate each set from the held-out speech (classifier.py), on clips of several lengths.
+
+Statistics and classifiers are independent of each other: they use all cores.
 """
 
+import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from babble.codec.frames import Mode
@@ -20,10 +26,13 @@ from babble.evaluation.classifier import measure_accuracy
 from babble.evaluation.clips import pick_segments
 from babble.evaluation.references import sample_markov_chain, shuffle_frames
 from babble.evaluation.speech_statistics import CLIP_SECONDS, REAL, measure_speech
+from babble.processes import run_in_processes
 
 CLASSIFIED_SECONDS = (1, 4, 16, 60)
 # How much of each set the phone recogniser gets: it is by far the slowest measure.
 PHONE_SECONDS = 300.0
+# Each process takes seconds to start.
+PARALLEL_SECONDS = 600.0
 
 
 def compare_speech(
@@ -56,8 +65,27 @@ def compare_speech(
         "Markov chain": [sample_markov_chain(train, num_frames, mode, rng) for _ in babble],
     }
     pairs = [(name, seconds) for name in speech if name != REAL for seconds in CLASSIFIED_SECONDS]
+    tasks: list[Callable[[], Any]] = [
+        # First, as it takes longest.
+        partial(measure_speech, speech, train, mode, PHONE_SECONDS, seed),
+        *(partial(measure_accuracy, speech[n], real, mode, s * mode.frames_per_second, seed) for n, s in pairs),
+    ]
+    total_seconds = total_frames / mode.frames_per_second
+    statistics, *found = tqdm(_run(tasks, total_seconds), "measures", len(tasks), disable=not sys.stderr.isatty())
     accuracies: dict[str, dict[str, Any]] = {name: {} for name, _ in pairs}
-    for name, seconds in tqdm(pairs, "classifier", disable=not sys.stderr.isatty()):
-        accuracy = measure_accuracy(speech[name], real, mode, seconds * mode.frames_per_second, seed)
+    for (name, seconds), accuracy in zip(pairs, found, strict=True):
         accuracies[name][str(seconds)] = accuracy and asdict(accuracy)
-    return {"statistics": measure_speech(speech, train, mode, PHONE_SECONDS, seed), "classifier": accuracies}
+    return {"statistics": statistics, "classifier": accuracies}
+
+
+def _run(tasks: Sequence[Callable[[], Any]], seconds: float) -> Iterator[Any]:
+    """Yield the result of each task, from a process per core if there is enough speech to be worth their start."""
+    if seconds < PARALLEL_SECONDS:
+        yield from (task() for task in tasks)
+        return
+    yield from run_in_processes([partial(_run_on_one_thread, task) for task in tasks], len(os.sched_getaffinity(0)))
+
+
+def _run_on_one_thread(task: Callable[[], Any]) -> Any:
+    torch.set_num_threads(1)
+    return task()

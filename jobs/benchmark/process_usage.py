@@ -7,19 +7,18 @@ What a process does after its last sample is missed: a small error if it runs fo
 """
 
 import contextlib
-import multiprocessing
+import functools
 import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psutil
 
 from babble.cli import CommandError
-from babble.processes import end_with_parent
+from babble.processes import end_with_parent, run_in_processes
 from jobs.benchmark.config import ROOT
 
 SAMPLE_SECONDS = 0.1
@@ -31,13 +30,7 @@ Result = TypeVar("Result")
 
 def run_in_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Return the result of a function that runs in a fresh process, with threads, cores and memory of its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except KeyboardInterrupt:
-            for process in multiprocessing.active_children():
-                process.terminate()
-            raise
+    return next(run_in_processes([functools.partial(function, *arguments)]))
 
 
 def stay_on_one_core() -> None:
