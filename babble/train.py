@@ -21,7 +21,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from babble.cli import Interrupted, build_config, config_to_dict, run_command
-from babble.data.shards import hash_manifest
+from babble.codec.frames import TOKENS
+from babble.data.shards import hash_manifest, read_manifest
 from babble.files import check_writable
 from babble.processes import StopRequest
 from babble.run_folder import RunFolder
@@ -110,7 +111,13 @@ def _work(config: TrainConfig) -> None:
     else:
         print(f"{result.run}: done after {result.steps} steps, {best}.")
     print(f"Report: {shlex.quote(str(RunFolder(result.run).report))}")
-    print(f"Generate speech: babble generate {shlex.quote(str(result.run))} --seconds 60 --out babble.wav")
+    run = shlex.quote(str(result.run))
+    if config.data.shards and read_manifest(config.data.shards).mode == TOKENS:
+        print(
+            f"Tokens have no sound. Train the network that speaks them: babble train --config words --token-model {run}"
+        )
+    else:
+        print(f"Generate speech: babble generate {run} --seconds 60 --out babble.wav")
 
 
 def main() -> None:

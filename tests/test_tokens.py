@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from babble.cli import build_config
 from babble.codec.frames import TOKENS
 from babble.codec.token_sequences import spread_tokens
 from babble.data.config import DataConfig
@@ -22,7 +23,7 @@ from babble.run_folder import RunFolder
 from babble.tokenizer.config import EncoderConfig, TokensConfig
 from babble.tokenizer.job import make_tokens
 from babble.tokenizer.tokenizer import load_tokenizer
-from babble.train import train
+from babble.train import _work, train
 from babble.training.config import SamplesConfig, StopConfig, TrainConfig
 from babble.training.wandb_run import WandbConfig
 
@@ -80,8 +81,10 @@ def test_a_finished_folder_is_left_as_it_is_and_other_settings_are_refused(
         make_tokens(replace(config, clusters=10))
 
 
-def test_a_network_over_tokens_has_no_sound(trained: Path) -> None:
+def test_a_network_over_tokens_has_no_sound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(trained / "runs" / "tokens")
+    _work(build_config(TrainConfig, run.read_config()))
+    assert f"babble train --config words --token-model {run.path}" in capsys.readouterr().out
     assert run.report.is_file()
     assert not any(run.samples.rglob("*.wav"))
     found = evaluate(EvaluateConfig(run.path, babble_seconds=0))

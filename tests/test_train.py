@@ -545,7 +545,7 @@ def test_a_resumed_run_is_the_same_wandb_run(speech_shards: Path, tmp_path: Path
 
 
 def test_a_report_that_fails_does_not_fail_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with mock.patch("babble.train.write_report", side_effect=KeyError("bug")):
+    with mock.patch("babble.reporting.render.write_report", side_effect=KeyError("bug")):
         _write_report(RunFolder(tmp_path))
     assert f"Try: babble report {tmp_path}" in capsys.readouterr().err
 
