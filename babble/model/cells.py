@@ -10,6 +10,7 @@ The cells, and how `forward` iterates over time:
 - `diagonal_lstm`: an LSTM without connections between its units, frame by frame, without a matrix product in the loop.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -57,6 +58,19 @@ def _weights(rnn: nn.RNNBase) -> list[Tensor]:
     return [parameter.detach() for parameter in rnn.parameters()]
 
 
+def _without_float16(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which an LSTM or GRU computes in float32 where autocast to bfloat16 would choose float16.
+
+    On a GPU, autocast runs cuDNN's layers in float16 whatever format is asked for (aten/src/ATen/cudnn/AutocastRNN.cpp
+    as of torch 2.13). As only the loss of 16-mixed is scaled, their gradients would lose most of their bits: with
+    batches of 8,192 frames all are below 6e-5, from where float16 has fewer and fewer. cuDNN's float32 uses tensor
+    cores (TF32).
+    """
+    if x.is_cuda and torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16:
+        return torch.autocast("cuda", enabled=False)
+    return contextlib.nullcontext()
+
+
 def _candidate_last(parameter: Tensor) -> Tensor:
     """Return an LSTM's parameter reordered from (i, f, g, o) to (i, f, o, g): one sigmoid serves three gates."""
     i, f, g, o = parameter.chunk(4)
@@ -77,7 +91,8 @@ class LstmLayer(RecurrentLayer):
 
     def forward(self, x_BTI: Tensor, state: State) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) and the state after them."""
-        out_BTH, (h, c) = self.rnn(x_BTI, (state[0][None], state[1][None]))
+        with _without_float16(x_BTI):
+            out_BTH, (h, c) = self.rnn(x_BTI, (state[0][None], state[1][None]))
         return out_BTH, (h[0], c[0])
 
     def make_step(self) -> Step:
@@ -110,7 +125,8 @@ class GruLayer(RecurrentLayer):
 
     def forward(self, x_BTI: Tensor, state: State) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) and the state after them."""
-        out_BTH, h = self.rnn(x_BTI, state[0][None])
+        with _without_float16(x_BTI):
+            out_BTH, h = self.rnn(x_BTI, state[0][None])
         return out_BTH, (h[0],)
 
     def make_step(self) -> Step:
