@@ -6,7 +6,8 @@
     stage-N.ckpt   the weights at the end of unfreezing stage N
 
 A resumed run restores weights, optimizer, counters, the position in the order of windows (SpeechData), and each rank's
-random and recurrent states. It ends with the same weights as an uninterrupted run.
+random and recurrent states. It ends with the same weights as an uninterrupted run; on a GPU, with
+`compute.deterministic`.
 
 Each file is replaced atomically, so a kill at any moment leaves a valid one. All callbacks are `Checkpoint`s because
 Lightning calls those after the others, whose state is then saved too.
@@ -23,6 +24,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, WeightAveraging
+from torch.optim import Optimizer
 
 from babble.cli import CommandError
 from babble.files import replacing
@@ -108,12 +110,25 @@ class RankState(Checkpoint):
         """Restore this rank's state, after everything that uses random numbers before the first step."""
         if self.state is None:
             return
+        for optimizer in trainer.optimizers:
+            keep_numbers_on_host(optimizer)
         torch.set_rng_state(self.state["cpu"])
         if self.state["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(self.state["cuda"])
         if self.state["carried"] is not None:
             device = pl_module.device
             pl_module.carried = [tuple(tensor.to(device) for tensor in layer) for layer in self.state["carried"]]
+
+
+def keep_numbers_on_host(optimizer: Optimizer) -> None:
+    """Move single numbers of the optimizer's state, such as NAdam's `mu_product`, to where a new optimizer has them.
+
+    Lightning restores them on the GPU, where each read would wait for all that the GPU has still to do.
+    """
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() == 0:
+                state[key] = value.cpu()
 
 
 class BestCheckpoint(Checkpoint):

@@ -168,6 +168,9 @@ class ComputeConfig:
         precision: Number format of weights and computation; mixed formats compute in 16 bits where that is safe.
         accumulate_batches: Batches of each process per optimizer step, for large steps with little memory.
         threads: CPU threads per process; chosen by PyTorch if omitted.
+        deterministic: On a GPU, only use kernels that give the same bits each time, so that a resumed run ends with the
+            weights of an uninterrupted one, as it always does on a CPU. Slower. It matters for the workspaces of
+            cuBLAS, which cuDNN's LSTM and GRU use too, and for the mixture head, whose gradient is added atomically.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -176,6 +179,7 @@ class ComputeConfig:
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     accumulate_batches: int = 1
     threads: int | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Validate the numbers."""

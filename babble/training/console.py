@@ -153,6 +153,8 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", ".*srun. command is available.*")
         # Small epochs are intended; rows of metrics do not depend on epochs.
         warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+        # compute.accelerator=cpu is a choice.
+        warnings.filterwarnings("ignore", ".*GPU available but not used.*")
         # The new name of this argument is not in the oldest torch that babble supports.
         warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")
         for logger in loggers:

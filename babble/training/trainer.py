@@ -221,6 +221,8 @@ def build_trainer(config: TrainConfig, topology: Topology, callbacks: list[pl.Ca
             log_every_n_steps=config.log_every_steps,
             accumulate_grad_batches=config.compute.accumulate_batches,
             gradient_clip_val=config.optim.clip_norm,
+            # Not False: torch would spend seconds on importing its compiler.
+            deterministic=config.compute.deterministic or None,
             logger=False,
             callbacks=callbacks,
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
