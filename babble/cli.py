@@ -263,6 +263,32 @@ def explain_process_limit(error: BaseException) -> str:
     return f". The limit of processes and threads{own} is reached: raise it (ulimit -u; in a container, pids.max)."
 
 
+# Settings on which the memory of a GPU depends, where a command has them.
+_MEMORY_SETTINGS = ("data.batch_size", "data.window_frames", "streams")
+
+
+def explain_gpu_memory(error: BaseException, config_class: type[Any]) -> str:
+    """Return a message with what to lower, if an error says that a GPU has too little memory; else nothing.
+
+    By the name of torch's class, because torch is imported only by commands that need it; cuBLAS and cuDNN have none.
+    """
+    text = str(error)
+    other = re.search("(CUDA|HIP) error: out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", text)
+    if type(error).__name__ != "OutOfMemoryError" and not other:
+        return ""
+    numbers = re.findall(r"Tried to allocate [\d.]+ \w+|[\d.]+ \w+ of which [\d.]+ \w+ is free", text)
+    found = ": " + ", ".join(numbers).replace("Tried", "tried") if numbers else ""
+    settings = list_settings(config_class)
+    lower = [f"--{key.replace('_', '-')}" for key in _MEMORY_SETTINGS if key in settings]
+    advice = [f"lower {' or '.join(lower)}"] if lower else []
+    if "data.batch_size" in settings:
+        # A run is not continued with other settings.
+        advice[0] += " under another --name"
+    advice += ["use --device cpu"] if "device" in settings else []
+    advice += [] if advice else ["use a GPU with more memory"]
+    return f"the GPU has too little memory{found}. Other programs may use it too; if not, {', or '.join(advice)}."
+
+
 def _prepare_console() -> None:
     """Let no output to the console end the work: a name that its encoding lacks, a closed pipe or terminal."""
     # Without standard streams, `print` works but `isatty` does not, and a file could be opened in their place.
@@ -329,8 +355,8 @@ def run_command(
         print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     except (CommandError, ValueError, OSError, RuntimeError) as error:
-        hint = explain_process_limit(error)
-        if isinstance(error, RuntimeError) and not hint:
+        hint, memory = explain_process_limit(error), explain_gpu_memory(error, config_class)
+        if isinstance(error, RuntimeError) and not (hint or memory):
             raise
-        print(f"{prog}: {error}{hint}", file=sys.stderr)
+        print(f"{prog}: {memory or error}{hint}", file=sys.stderr)
         sys.exit(EXIT_FAILED)

@@ -33,6 +33,7 @@ from babble.data.shards import Manifest, Segment, read_recordings
 from babble.data.streaming import SAMPLE_FRAMES, sample_recordings
 from babble.files import check_writable, write_json
 from babble.generation.prompts import open_shards, spread_prompts
+from babble.model.config import DeviceName
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
 from babble.training.wandb_run import WANDB_ID, WandbConfig, reopen_wandb
 
@@ -74,6 +75,7 @@ class EvaluateConfig:
         min_p: see babble.generate.
         token_temperature: see babble.generate.
         words: file of a recogniser of this voice, which counts real words in the babble; mode 1300 only.
+        device: where the network computes.
         seed: random seed of the babble and of everything sampled to measure it.
         json: write all metrics to this file.
         figure: draw them into this PNG file.
@@ -92,6 +94,7 @@ class EvaluateConfig:
     min_p: str | float | None = None
     token_temperature: float | None = None
     words: Path | None = None
+    device: DeviceName = "cpu"
     seed: int = 0
     json: Path | None = None
     figure: Path | None = None
@@ -145,7 +148,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             check_writable(path, flag)
     run, checkpoint_path = locate_checkpoint(config.run or PRETRAINED, config.checkpoint)
     checkpoint = load_checkpoint(checkpoint_path)
-    model = build_model(checkpoint)
+    model = build_model(checkpoint, config.device)
     recogniser = _load_recogniser(config.words, model.mode)
     sampling = choose_sampling(model, config.temperature, config.top_p, config.min_p)
     check_token_temperature(config.token_temperature, model)

@@ -31,6 +31,7 @@ from babble.codec.frames import Mode
 from babble.files import check_writable, write_json
 from babble.generation.output import STDOUT, Stream, read_wav, run_streams, write_frames, write_wav
 from babble.generation.prompts import Prompt, find_prompt
+from babble.model.config import DeviceName
 from babble.run_folder import PRETRAINED, locate_checkpoint
 
 
@@ -59,7 +60,8 @@ class GenerateConfig:
             time in the WAV; "act" also restarts the stream from its prompt; "off" does nothing.
         what_if: edits of fields, separated by commas, e.g. "pitch=flat:120", "energy=+6dB", "lsp=mean", "voicing=off":
             the same frames are also written with these edits. The network's input is not edited.
-        seed: random seed; the same one gives the same frames.
+        device: where the network computes.
+        seed: random seed; the same one gives the same frames on the same device.
         out: NAME.wav, with NAME.c2, NAME.png and NAME.json next to it; or "-" for raw pcm (8 kHz, mono, signed 16 bit)
             on standard output.
     """
@@ -78,6 +80,7 @@ class GenerateConfig:
     token_temperature: float | None = None
     guard: Literal["off", "watch", "act"] = "watch"
     what_if: str | None = None
+    device: DeviceName = "cpu"
     seed: int = 0
     out: str = "babble.wav"
 
@@ -117,7 +120,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
             check_writable(Path(name), "--out")
     run, checkpoint_path = locate_checkpoint(config.run or PRETRAINED, config.checkpoint)
     checkpoint = load_checkpoint(checkpoint_path)
-    model = build_model(checkpoint)
+    model = build_model(checkpoint, config.device)
     mode = model.mode
     sampling = choose_sampling(model, config.temperature, config.top_p, config.min_p)
     token_temperature = check_token_temperature(config.token_temperature, model)

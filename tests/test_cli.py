@@ -1,5 +1,6 @@
 """Command lines and YAML: precedence, validation, messages, and how a command ends."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -419,6 +420,42 @@ def test_a_limit_of_processes_is_named(
     assert stop.value.code == 1
     expected = f"thing: {error}. The limit of processes and threads is 40 for this user, other programs included, and "
     assert capsys.readouterr().err == f"{expected}is reached: raise it (ulimit -u; in a container, pids.max).\n"
+
+
+OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is "
+    "free. Including non-PyTorch memory, this process has 77.9 GiB memory in use."
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "advice"),
+    [
+        ("train", ["--stop.epochs=1"], "lower --data.batch-size or --data.window-frames under another --name"),
+        ("generate", [], "lower --streams, or use --device cpu"),
+        ("evaluate", [], "use --device cpu"),
+        ("export", ["--run=a", "--out=b"], "use a GPU with more memory"),
+    ],
+)
+def test_a_gpu_with_too_little_memory_is_told_in_one_line(
+    command: str, words: list[str], advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    torch = importlib.import_module("torch")
+    config_class = getattr(importlib.import_module(f"babble.{command}"), f"{command.title()}Config")
+    monkeypatch.setattr(sys, "argv", ["thing", *words])
+    for error, found in (
+        (torch.OutOfMemoryError(OUT_OF_MEMORY), ": tried to allocate 2.50 GiB, 79.11 GiB of which 1.20 GiB is free"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), ""),
+    ):
+
+        def work(config: object, error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(SystemExit) as stop:
+            run_command(config_class, work, "thing")
+        assert stop.value.code == 1
+        expected = f"thing: the GPU has too little memory{found}. Other programs may use it too; if not, {advice}.\n"
+        assert capsys.readouterr().err == expected
 
 
 def test_a_runtime_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):

@@ -98,7 +98,7 @@ def _sum_bits(model: Babbler, frames_BTF: Tensor, lengths: Sequence[int]) -> np.
     """Return the bits of the first frames after the context, for each of these lengths: (trials, lengths)."""
     num_targets = max(lengths)
     sums = []
-    for batch_BTF in frames_BTF.split(TRIALS_PER_BATCH):
+    for batch_BTF in frames_BTF.to(model.device).split(TRIALS_PER_BATCH):
         hidden_BTH, _ = model(batch_BTF[:, :-1])
         bits_BT = model.head.loss(hidden_BTH[:, -num_targets:], batch_BTF[:, -num_targets:]).sum(dim=-1).double()
         sums.append(bits_BT.cumsum(dim=1)[:, [length - 1 for length in lengths]])

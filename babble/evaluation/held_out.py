@@ -31,7 +31,7 @@ def measure_held_out(model: Babbler, recordings: list[np.ndarray]) -> dict[str, 
     mode, has_likelihood = model.mode, model.head.has_likelihood
     errors, bits, unvoiced_bits = [], [], []
     for frames in recordings:
-        error_BTF, bits_BTF = measure_losses(model, torch.from_numpy(frames.astype(np.int64))[None])
+        error_BTF, bits_BTF = measure_losses(model, torch.from_numpy(frames.astype(np.int64))[None].to(model.device))
         errors.append(error_BTF[0].numpy().astype(np.float64))
         bits.append(bits_BTF[0].numpy().astype(np.float64))
         is_unvoiced_pitch = find_unvoiced_pitch(frames[1:, : mode.num_fields], mode)
@@ -78,7 +78,7 @@ def measure_training_error_2017(
     total = 0.0
     for first in range(0, len(chosen), WINDOWS_PER_BATCH):
         indices_BT = chosen[first : first + WINDOWS_PER_BATCH, None] + np.arange(window_frames + 1)
-        windows_BTF = torch.from_numpy(frames[indices_BT].astype(np.int64))
+        windows_BTF = torch.from_numpy(frames[indices_BT].astype(np.int64)).to(model.device)
         hidden_BTH, _ = model(windows_BTF[:, :-1])
         predicted_BTF = model.head.predict(hidden_BTH[:, -1:])
         total += (predicted_BTF - windows_BTF[:, -1:]).abs().mean(dim=(1, 2)).sum().item()

@@ -76,7 +76,7 @@ class FreeRun:
         token_temperature: float = TOKEN_TEMPERATURE,
     ) -> None:
         assert (tokens is not None) == bool(model.config.tokens), "a network with tokens needs their level"
-        device = next(model.parameters()).device
+        device = model.device
         generator = torch.Generator(device).manual_seed(seed)
         self._head, self._generator, self._dtype = model.head, generator, model.mode.dtype
         self._tokens = None

@@ -166,6 +166,11 @@ class Babbler(nn.Module):
         )
         self.bypassed: frozenset[int] = frozenset()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and the frames that it is given have to be."""
+        return next(self.parameters()).device
+
     def initial_state(self, batch: int) -> list[State]:
         """Return the state of every layer before the first frame."""
         return [layer.initial_state(batch) for layer in self.layers]

@@ -12,7 +12,7 @@ import torch
 
 from babble.codec.frames import get_mode
 from babble.model.babbler import Babbler
-from babble.model.config import ModelConfig
+from babble.model.config import DeviceName, ModelConfig
 
 _OTHER_VERSION = (
     "the checkpoint was not written by this version of babble; use the version that trained it, or train again"
@@ -38,15 +38,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def build_model(checkpoint: dict[str, Any]) -> Babbler:
+def build_model(checkpoint: dict[str, Any], device: DeviceName = "cpu") -> Babbler:
     """Return the network of a checkpoint with its weights, in evaluation mode.
 
     Args:
         checkpoint: content of a checkpoint, as `load_checkpoint` returns it.
+        device: where it computes.
 
     Raises:
-        ValueError: it was not written by this version of babble.
+        ValueError: it was not written by this version of babble, or there is no such device.
     """
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("--device gpu: PyTorch finds no GPU on this machine. Use --device cpu.")
     try:
         settings = checkpoint["hyper_parameters"]
         model = Babbler(ModelConfig(**settings["model"]), get_mode(settings["mode"]))
@@ -63,4 +66,4 @@ def build_model(checkpoint: dict[str, Any]) -> Babbler:
         raise ValueError(f"{_OTHER_VERSION} ({len(different)} weights differ in name or shape, such as {different[0]})")
     model.load_state_dict(weights)
     model.bypassed = frozenset(checkpoint.get("bypassed_layers", ()))
-    return model.eval()
+    return model.eval().to("cuda" if device == "gpu" else "cpu")

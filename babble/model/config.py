@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+DeviceName = Literal["cpu", "gpu"]
 Cell = Literal["lstm", "gru", "hyperlstm", "diagonal_lstm"]
 HeadName = Literal["regression", "mixture", "categorical", "autoregressive"]
 HEADS_WITH_LIKELIHOOD = ("mixture", "categorical", "autoregressive")
