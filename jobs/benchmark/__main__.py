@@ -7,7 +7,8 @@
 3. training, logging: `train` next to a plain PyTorch loop, and the cost of logging (training.py).
 4. generation, evaluation: sampling frames, one stream and 64; the whole commands (generation.py).
 5. ranks, stopping, sweep, streaming: two processes, saving on a signal, Ray Tune, corpora on disk (scaling.py).
-6. plan: what 16 to 60,000 hours take on 1 to 256 devices, calculated from a few rates (plan.py).
+6. gpu, only where it is named: training and generation on a GPU, and the numbers that saturate it (gpu.py).
+7. plan: what 16 to 60,000 hours take on 1 to 256 devices, calculated from a few rates (plan.py).
 
 A metric and its floor are measured in turns, in one run and on the same cores, so that a noisy machine affects both
 alike; the median of the ratios counts. Use an idle machine. Out: a table, and JSON on request. A missed target is shown
@@ -28,6 +29,7 @@ from babble.processes import StopRequest
 from babble.run_folder import environment
 from jobs.benchmark.config import BenchmarkConfig, Part
 from jobs.benchmark.generation import measure_evaluation, measure_generation
+from jobs.benchmark.gpu import check_gpu, measure_gpu
 from jobs.benchmark.measurement import Measurement, format_table
 from jobs.benchmark.plan import format_plan, measure_rates
 from jobs.benchmark.preprocessing import measure_preprocessing
@@ -46,6 +48,7 @@ MEASURE: dict[Part, Callable[[BenchmarkConfig, Path], list[Measurement]]] = {
     "stopping": measure_stopping,
     "sweep": measure_sweep,
     "streaming": measure_streaming,
+    "gpu": measure_gpu,
     "plan": measure_rates,
 }
 
@@ -54,6 +57,8 @@ def benchmark(config: BenchmarkConfig) -> None:
     """Measure all parts in the order of `MEASURE`, print the table, and write JSON on request."""
     if sys.platform != "linux":
         raise ValueError("jobs.benchmark keeps processes to cores, which needs Linux.")
+    if "gpu" in config.only:
+        check_gpu()
     start = time.monotonic()
     load = os.getloadavg()[0]
     measurements = []

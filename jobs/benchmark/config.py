@@ -11,6 +11,7 @@ MODE = get_mode("1300")
 ROOT = Path(__file__).parent.parent.parent
 # The recipe for a machine without GPU: its network is measured where no other is named.
 DEFAULT_RECIPE = ROOT / "configs" / "babble-cpu.yaml"
+GPU_RECIPE = ROOT / "configs" / "babble.yaml"
 
 Part = Literal[
     "startup",
@@ -23,8 +24,11 @@ Part = Literal[
     "stopping",
     "sweep",
     "streaming",
+    "gpu",
     "plan",
 ]
+# What every machine can measure.
+CPU_PARTS: tuple[Part, ...] = tuple(part for part in get_args(Part) if part != "gpu")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class BenchmarkConfig:
     """Measure how fast babble is, each metric next to its floor: the same work in a minimal loop.
 
     Attributes:
-        only: The parts to measure.
+        only: The parts to measure; all but gpu if omitted.
         sources: Recordings to preprocess (MP3, FLAC, WAV, OGG), or folders of them. By default, 2 hours of MP3 made
             of tests/speech.
         json: Write every value of every metric to this JSON file.
@@ -43,7 +47,7 @@ class BenchmarkConfig:
         device_frames: Frames per second that one device trains on, for the plan. By default, the rate of one core.
     """
 
-    only: tuple[Part, ...] = get_args(Part)
+    only: tuple[Part, ...] = CPU_PARTS
     sources: tuple[Path, ...] = ()
     json: Path | None = None
     turns: int = 11

@@ -56,22 +56,42 @@ def _read_mono(sound: Any) -> Iterator[np.ndarray]:
         yield resampler.resample_chunk(np.ascontiguousarray(mono), last=is_last) if resampler else mono
 
 
-def make_training(model: "Babbler", batches: Iterator[Any]) -> Callable[[int], None]:
-    """Return a function that trains for a number of steps: plain PyTorch and the optimizer of 2017."""
+def make_training(model: "Babbler", batches: Iterator[Any], is_mixed: bool = False) -> Callable[[int], None]:
+    """Return a function that trains for a number of steps: plain PyTorch and the optimizer of 2017.
+
+    Args:
+        model: the network, on any device.
+        batches: as many as there are steps.
+        is_mixed: whether the forward pass computes in bfloat16 where that is safe.
+    """
     import torch
 
     optimizer = torch.optim.NAdam(model.parameters())
+    for module in model.modules():
+        # A copied network's weights are not in one piece, as cuDNN needs them.
+        if isinstance(module, torch.nn.RNNBase):
+            module.flatten_parameters()
 
     def train(steps: int) -> None:
         for _ in range(steps):
-            frames_BTF = next(batches).frames.long()
-            hidden_BTH, _ = model(frames_BTF[:, :-1])
-            loss = model.head.loss(hidden_BTH, frames_BTF[:, 1:]).mean()
+            frames_BTF = next(batches).frames.to(model.device).long()
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=is_mixed):
+                hidden_BTH, _ = model(frames_BTF[:, :-1])
+                loss = model.head.loss(hidden_BTH, frames_BTF[:, 1:]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        wait_for(model.device)
 
     return train
+
+
+def wait_for(device: Any) -> None:
+    """Wait until a GPU has done all that it was given; a CPU always has."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def make_generator(model: "Babbler", prompts_BTF: np.ndarray) -> Callable[[int], np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 from babble.cli import read_config
 from jobs.benchmark.config import DEFAULT_RECIPE, MODE, BenchmarkConfig
 from jobs.benchmark.corpus import make_corpus
-from jobs.benchmark.floors import make_training
+from jobs.benchmark.floors import make_training, wait_for
 from jobs.benchmark.measurement import Measurement, per_second
 from jobs.benchmark.process_usage import run_in_process, stay_on_one_core
 
@@ -58,10 +58,27 @@ def measure_training(config: BenchmarkConfig, folder: Path) -> list[Measurement]
 
 def compare_training(config: BenchmarkConfig, corpus: Path, folder: Path) -> list[Measurement]:
     """Train in this process, in turns with the floor; see `measure_training`."""
+    settings = {"model.units": config.units, "data.shards": corpus, "runs": folder, "name": "training"}
+    settings |= {"stop.steps": (config.turns + 1) * TRAINING_STEPS, "wandb.mode": "offline"}
+    # Each turn logs a row, by default every 50th step does.
+    settings |= {"log_every_steps": TRAINING_STEPS}
+    ours, floors = train_beside_floor(read_training({**RECIPE_2017, **TRAINING_ALONE, **settings}), TRAINING_STEPS)
+    name = f"training, 2017 3x{config.units}"
+    note = f"turns of {TRAINING_STEPS} steps, batches of {BATCH_SIZE} windows of {WINDOW_FRAMES} frames"
+    return [Measurement(name, "frames/s", ours, floors, at_least=0.95, note=note)]
+
+
+def train_beside_floor(training: Any, steps: int) -> tuple[tuple[float, ...], ...]:
+    """Return frames per second of `train` and of a plain loop, in turns of some steps, without the first turn.
+
+    Args:
+        training: the settings, on any device; without gradient clipping, which the loop does not do.
+        steps: optimizer steps per turn.
+    """
     from babble.training.metrics import ThroughputLogger
 
     turns: list[tuple[float, float]] = []
-    frames = TRAINING_STEPS * BATCH_SIZE * WINDOW_FRAMES
+    frames = steps * training.data.batch_size * training.data.window_frames
 
     class Turns(ThroughputLogger):
         """Runs the plain loop between two turns of Lightning's."""
@@ -69,25 +86,20 @@ def compare_training(config: BenchmarkConfig, corpus: Path, folder: Path) -> lis
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             loader = copy.copy(trainer.train_dataloader)
             loader.load_state_dict({"batches_given": 0})
-            self.train_plainly = make_training(copy.deepcopy(pl_module.model), iter(loader))
+            is_mixed = training.compute.precision == "bf16-mixed"
+            self.train_plainly = make_training(copy.deepcopy(pl_module.model), iter(loader), is_mixed)
             self.turn_start = time.perf_counter()
 
-        def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
-            super().on_train_batch_end(trainer, *arguments)
-            if trainer.global_step % TRAINING_STEPS == 0:
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *arguments: Any) -> None:
+            super().on_train_batch_end(trainer, pl_module, *arguments)
+            if trainer.global_step % steps == 0:
+                wait_for(pl_module.device)
                 speed = frames / (time.perf_counter() - self.turn_start)
-                turns.append((speed, per_second(frames, lambda: self.train_plainly(TRAINING_STEPS))))
+                turns.append((speed, per_second(frames, lambda: self.train_plainly(steps))))
                 self.turn_start = time.perf_counter()
 
-    settings = {"model.units": config.units, "data.shards": corpus, "runs": folder, "name": "training"}
-    settings |= {"stop.steps": (config.turns + 1) * TRAINING_STEPS, "wandb.mode": "offline"}
-    # Each turn logs a row, by default every 50th step does.
-    settings |= {"log_every_steps": TRAINING_STEPS}
-    _train_with(Turns, read_training({**RECIPE_2017, **TRAINING_ALONE, **settings}))
-    ours, floors = zip(*turns[1:], strict=True)
-    name = f"training, 2017 3x{config.units}"
-    note = f"turns of {TRAINING_STEPS} steps, batches of {BATCH_SIZE} windows of {WINDOW_FRAMES} frames"
-    return [Measurement(name, "frames/s", ours, floors, at_least=0.95, note=note)]
+    _train_with(Turns, training)
+    return tuple(zip(*turns[1:], strict=True))
 
 
 def _train_with(speed: type, training: Any) -> None:

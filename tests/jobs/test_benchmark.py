@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import psutil
@@ -24,9 +23,11 @@ from babble.files import read_json_lines
 from babble.generation.free_run import generate_frames
 from babble.model.babbler import Babbler
 from babble.model.config import ModelConfig
-from jobs.benchmark.config import MODE, BenchmarkConfig, Part
+from jobs.benchmark.__main__ import benchmark
+from jobs.benchmark.config import CPU_PARTS, MODE, BenchmarkConfig
 from jobs.benchmark.corpus import make_corpus
 from jobs.benchmark.floors import encode_recordings, make_generator, make_training
+from jobs.benchmark.gpu import Sizes, count_operations, measure_device
 from jobs.benchmark.measurement import Measurement, format_table, take_turns
 from jobs.benchmark.plan import ENCODING, READING, SHARD_BYTES, SHARD_HOURS, TRAINING, WEIGHTS, format_plan
 from jobs.benchmark.preprocessing import find_recordings
@@ -213,6 +214,37 @@ def test_the_plan_follows_from_the_rates() -> None:
     assert fast == 3 * ["reading", "reading", "the network"]
 
 
+def test_without_a_gpu_only_its_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--only gpu: PyTorch finds no GPU on this machine"):
+        benchmark(read_config(BenchmarkConfig, ["--only", "plan", "gpu"]))
+    assert "gpu" not in BenchmarkConfig().only
+
+
+def test_the_measurements_of_a_gpu_on_a_cpu(tmp_path: Path) -> None:
+    tiny = {"model.units": 8, "model.head_units": 8, "data.batch_size": 2, "data.window_frames": 8}
+    sizes = Sizes({**tiny, "compute.precision": "32-true"}, (1, 2), (1, 3), steps=2, formats=("float32",))
+    measured = {m.name: m for m in measure_device(BenchmarkConfig(turns=2, scale=0.5), tmp_path, "cpu", sizes)}
+    assert list(measured) == [
+        "train",
+        "train next to bare LSTM layers, float32",
+        "training steps, batch 1",
+        "training steps, batch 2",
+        *(f"training steps, {cell}" for cell in ("gru", "hyperlstm", "diagonal_lstm")),
+        "generation, 1 streams",
+        "generation, 3 streams",
+    ]
+    for measurement in measured.values():
+        assert min(measurement.values) > 0
+        assert len(measurement.floors) == (2 if measurement.name in list(measured)[:2] + list(measured)[4:7] else 0)
+
+
+def test_operations_are_those_of_the_matrix_products() -> None:
+    config = ModelConfig(embedding_size=4, num_layers=2, units=8, skips=True, head="categorical")
+    layers = 4 * 8 * (4 + 8) + 4 * 8 * (4 + 8 + 8)
+    assert count_operations(Babbler(config, MODE)) == 6 * (layers + 2 * 8 * int(MODE.levels.sum()))
+
+
 def test_an_unknown_part_is_an_error_that_shows_the_parts() -> None:
     assert read_config(BenchmarkConfig, ["--only", "logging", "training"]).only == ("logging", "training")
     with pytest.raises(ValueError, match=r"--only lodging: expected one of .*; did you mean logging"):
@@ -254,7 +286,7 @@ def test_every_second_turn_logs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", get_args(Part))
+@pytest.mark.parametrize("part", CPU_PARTS)
 def test_each_part_runs(tmp_path: Path, part: str) -> None:
     # The first Ray task has to last long enough to be seen.
     assert run_parts(tmp_path, part, scale=0.1 if part == "preprocess" else 0.005)
