@@ -10,7 +10,7 @@ BABBLE := $(VENV)/bin/babble
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow slurm fuzz chaos lint format clean
+.PHONY: help demo test slow slurm gpu fuzz chaos lint format clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' Makefile
@@ -48,6 +48,9 @@ slow: $(INSTALLED) ## Run the slow tests: virtual environments, and comparisons 
 
 slurm: $(INSTALLED) ## Run the tests that need Slurm, on a test cluster of three nodes
 	$(RUN) -m pytest -m slurm -p no:xdist
+
+gpu: $(INSTALLED) ## Run the tests that need a GPU; without one they are skipped
+	$(RUN) -m pytest tests/gpu -m gpu -p no:xdist
 
 fuzz: $(INSTALLED) ## Decode thousands of damaged recordings; some minutes
 	PYTHONPATH=.:tests $(RUN) tests/fuzz.py

@@ -15,11 +15,18 @@ ALLOWED_SKIPS = (
     "not on this machine: CUDA",
     "not on this machine: bfloat16",
     "no Slurm cluster can be made here",
+    "no GPU: ",
 )
 
 # Set before torch, wandb, ray and matplotlib are imported, because they read it on import. pytest-xdist uses all cores
 # already, and tests must not send runs to W&B if its key is in the environment.
 os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline", RAY_USAGE_STATS_ENABLED="0", MPLBACKEND="Agg")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those of `make gpu`, so that the others compute the same on every machine."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def fail_forbidden_skip(report: Any) -> Any:

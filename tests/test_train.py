@@ -34,7 +34,8 @@ from babble.training.config import ComputeConfig, OptimConfig, SamplesConfig, St
 from babble.training.metrics import OF_THE_MACHINE
 from babble.training.samples import SampleWriter
 from babble.training.stopping import Consensus
-from babble.training.trainer import TrainResult
+from babble.training.topology import Topology
+from babble.training.trainer import TrainResult, build_trainer
 from babble.training.wandb_run import WandbConfig
 
 EPOCH_STEPS, EPOCHS = 4, 5
@@ -206,6 +207,17 @@ def test_streams_noise_and_averaged_weights_survive_a_stop(rich: TrainResult, sp
     _assert_same_run(tmp_path / "stopped", rich.run)
     assert _checkpoint(tmp_path / "stopped", "stage-1")["bypassed_layers"] == [2]
     assert _checkpoint(tmp_path / "stopped", "stage-2")["bypassed_layers"] == []
+
+
+def test_deterministic_kernels_are_used_only_if_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    for deterministic in (False, True):
+        config = _config(tmp_path, tmp_path, "run", compute=ComputeConfig(deterministic=deterministic))
+        build_trainer(config, Topology(1, 1, is_started_by_srun=False), [])
+    assert asked == [True]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_bits_per_frame_and_learning_rate_are_logged_for_training_batches(rich: TrainResult):

@@ -347,8 +347,9 @@ def test_a_terminated_sweep_is_resumed_by_the_same_command(tmp_path: Path, speec
 
 
 @pytest.mark.slow
-def test_trials_of_two_processes_share_a_gpu(tmp_path: Path, speech_shards: Path):
+def test_trials_of_two_processes_share_a_gpu(tmp_path: Path, speech_shards: Path, monkeypatch: pytest.MonkeyPatch):
     """Ray is given a GPU that does not exist: the test is which trials may use it, and how many at once."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -28,7 +28,8 @@ from jobs.benchmark.training import TRAINING_ALONE, read_training, train_beside_
 if TYPE_CHECKING:
     import torch
 
-    from babble.model.babbler import Babbler, ModelConfig
+    from babble.model.babbler import Babbler
+    from babble.model.config import ModelConfig
 
 # Dense bfloat16 operations per second, from NVIDIA's data sheets; by what torch.cuda.get_device_name returns.
 PEAKS = {
@@ -211,7 +212,7 @@ def count_operations(model: "Babbler") -> float:
 
 def _measure_cells(training: Any, steps: int, device: "torch.device", turns: int) -> list[Measurement]:
     """Return the speed of training steps with each cell beside the LSTM's."""
-    from babble.model.cells import Cell
+    from babble.model.config import Cell
 
     batch_size = training.data.batch_size
     frames = steps * batch_size * training.data.window_frames

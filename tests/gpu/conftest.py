@@ -1,0 +1,53 @@
+"""Fixtures of the tests that need a GPU: the device, and what a training reads."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# What `train` needs beyond torch and Lightning.
+NEEDED = ("jsonargparse", "webdataset", "pycodec2", "soundfile", "matplotlib", "PIL")
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """The first GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU: torch.cuda.is_available() is False")
+    # cuBLAS reads it when it is first used: only workspaces of one size give the same bits each time.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def shards(gpu: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of mode 1300 whose levels walk at random: two recordings for training, one for validation."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    from babble.codec.frames import get_mode
+    from babble.data.shards import Manifest, Segment, write_manifest, write_shards
+
+    mode, folder = get_mode("1300"), tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    written, recordings = [], []
+    for split, lengths in (("train", (1000, 800)), ("validation", (500,))):
+        segments = []
+        for number, length in enumerate(lengths):
+            walk = rng.integers(-1, 2, size=(length, mode.num_fields)).cumsum(axis=0)
+            levels = abs((walk + mode.levels) % (2 * mode.levels) - mode.levels).clip(max=mode.levels - 1)
+            segments.append(Segment(f"{split}-{number}", 0, levels.astype(mode.dtype)))
+        written += write_shards(folder, split, segments, mode, entries_per_shard=16)
+        recordings += [
+            {"name": s.recording, "split": split, "first_frame": 0, "frames": len(s.frames)} for s in segments
+        ]
+    write_manifest(folder, Manifest(mode, {}, recordings, written, []))
+    return folder
+
+
+@pytest.fixture
+def full_precision(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have cuDNN compute float32 in all its bits, to be compared with a CPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
