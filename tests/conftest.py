@@ -88,6 +88,18 @@ def speech_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have trainings write empty pictures: plots take most of the time of a small one."""
+    from PIL import Image
+
+    from babble.training import samples
+
+    for name in ("plot_speech", "plot_progression"):
+        monkeypatch.setattr(samples, name, lambda *args, **options: None)
+    monkeypatch.setattr(samples, "save_figure", lambda figure, path: Image.new("P", (1, 1)).save(path))
+
+
+@pytest.fixture
 def recogniser(tmp_path: Path) -> Path:
     """Return the file of a recogniser whose letters depend on the energy alone: 0 a blank, 1 a space, 2 "a"..."""
     import gzip

@@ -18,7 +18,6 @@ from unittest import mock
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from babble import train as train_module
 from babble.cli import CommandError, Interrupted, config_to_dict
@@ -29,7 +28,6 @@ from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
 from babble.train import _write_report, train
 from babble.training import config as config_module
-from babble.training import samples as samples_module
 from babble.training.config import ComputeConfig, OptimConfig, SamplesConfig, Stage, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
 from babble.training.samples import SampleWriter
@@ -57,14 +55,6 @@ def _config(shards: Path, runs: Path, name: str, **changes: Any) -> TrainConfig:
         wandb=WandbConfig(mode="off"),
     )
     return dataclasses.replace(config, **changes)
-
-
-@pytest.fixture
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write empty pictures: plots take most of the time of such a small training."""
-    for name in ("plot_speech", "plot_progression"):
-        monkeypatch.setattr(samples_module, name, lambda *args, **options: None)
-    monkeypatch.setattr(samples_module, "save_figure", lambda figure, path: Image.new("P", (1, 1)).save(path))
 
 
 def _checkpoint(run: Path, which: str = "last") -> dict[str, Any]:

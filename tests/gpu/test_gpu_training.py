@@ -27,7 +27,7 @@ from babble.train import train
 from babble.training import checkpoints
 from babble.training.config import ComputeConfig, OptimConfig, StopConfig
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("no_plots")]
 
 MODE = get_mode("1300")
 ON_GPU = ComputeConfig(accelerator="gpu")
@@ -45,7 +45,6 @@ def test_a_training_in_bfloat16_improves_on_its_first_epoch(
 ):
     compute = replace(ON_GPU, precision="bf16-mixed")
     optim = OptimConfig(lr=0.01)
-    # Regression needs no embedding, but takes one.
     config = _config(shards, tmp_path, "run", model=_model(cell, head), optim=optim, compute=compute, unfreezing=())
     result = train(config)
     assert "cuda, bf16-mixed" in capsys.readouterr().out
@@ -71,8 +70,8 @@ def test_gradients_in_bfloat16_are_close_to_those_in_float32(cell: Any, gpu: tor
         loss.backward()
         gradients.append({name: weights.grad.double() for name, weights in model.named_parameters()})
     for name, exact in gradients[0].items():
-        error = (gradients[1][name] - exact).norm() / exact.norm()
-        assert error < 0.1, name
+        # In bfloat16 on a CPU they differ by 1 %. Those of the hyper cell are zero at first.
+        assert (gradients[1][name] - exact).norm() <= 0.05 * exact.norm(), name
 
 
 @pytest.mark.parametrize("before_unfreezing", ["frozen", "bypassed"])
@@ -87,8 +86,10 @@ def test_each_stage_trains_only_its_layers_on_a_gpu(before_unfreezing: Any, shar
     assert any("train/peak_gpu_memory_gb" in line for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize(("cell", "head"), [*NETWORKS[:4], ("lstm", "mixture")])
+@pytest.mark.parametrize(
+    ("cell", "head", "precision"),
+    [*((cell, "autoregressive", "bf16-mixed") for cell in get_args(Cell)), ("lstm", "mixture", "32-true")],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     cell: str, head: str, precision: Any, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -114,7 +115,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
 
 
 @pytest.mark.usefixtures("full_precision")
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-3), ("64-true", 1e-8)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 5e-3), ("64-true", 1e-8)])
 @pytest.mark.parametrize("cell", get_args(Cell))
 def test_the_loss_curve_is_that_of_the_cpu(cell: str, precision: Any, tolerance: float, shards: Path, tmp_path: Path):
     curves = []
