@@ -22,4 +22,4 @@ def test_two_trials_at_once_train_on_one_gpu(shards: Path, tmp_path: Path):
     rows = folder.read_rows()
     assert [row.state for row in rows] == ["finished", "finished"], printed
     for row in rows:
-        assert "1 process, cuda" in folder.log(row.name).read_text()
+        assert "1 process, cuda" in folder.log(row.trial).read_text()
