@@ -15,7 +15,10 @@ from babble.commands import COMMANDS
 
 # A module may import its own layer and the layers before it, without cycles. A package stands for all its modules.
 LAYERS = (
-    ("babble.codec", "babble.command_line", "babble.cli", "babble.files", "babble.processes", "babble.ray_cluster"),
+    (
+        *("babble.codec", "babble.command_line", "babble.cli", "babble.commands", "babble.files", "babble.processes"),
+        "babble.ray_cluster",
+    ),
     ("preprocessing",),
     ("babble.data", "babble.model", "babble.run_folder", "babble.tokenizer"),
     ("babble.evaluation",),
@@ -28,7 +31,7 @@ LAYERS = (
     ("jobs.preprocess",),
     ("babble.voice",),
     ("jobs",),
-    ("babble.__main__", "babble.completion", "babble.commands"),
+    ("babble.__main__", "babble.completion"),
 )
 # The only modules that may import a library.
 LIBRARIES = {
