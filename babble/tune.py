@@ -24,7 +24,8 @@ from typing import Any
 
 from babble.cli import CommandError, Interrupted, build_config, config_to_dict, run_command
 from babble.command_line import INLINED
-from babble.data.shards import Manifest, map_training, open_shards
+from babble.data.shards import Manifest, open_shards
+from babble.data.training_split import map_training
 from babble.files import check_writable
 from babble.sweeps.folder import SweepFolder, write_answer
 from babble.sweeps.plan import SweepConfig, SweepPlan, plan_sweep

@@ -8,6 +8,7 @@
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,12 @@ from babble.data.shards import (
     SHIFTED,
     SPLITS,
     Segment,
-    map_training,
     open_shards,
     read_manifest,
     read_recordings,
-    read_training,
 )
 from babble.data.streaming import ShardFrames, find_segments, sample_recordings
+from babble.data.training_split import map_training, read_training
 
 
 def _read_contexts(folder: Path) -> dict[tuple[str, int], np.ndarray]:
@@ -66,12 +66,12 @@ class SpeechData(pl.LightningDataModule):
         self.seed = seed
         self.folder, manifest = open_shards(config.shards)
         self.manifest = manifest if config.shifted else manifest.without_shifted()
-        self.train_recordings: list[Segment] = []
+        self._train_recordings: list[Segment] = []
         self.validation_recordings: list[Segment] = []
         # What is trained on. Baselines and descriptions are of the recordings themselves.
         self._training = self.manifest.with_shifted()
-        self._segments = find_segments(self._training, "train") if config.holding == "shards" else []
-        self._lengths = [segment.frames for segment in self._segments] or self._training.split_lengths("train")
+        self._segments = find_segments(self._training, "train") if config.holding == "shards" else None
+        self._lengths = self._segments.frames if self._segments else np.array(self._training.split_lengths("train"))
         self._source: FrameSource | None = None
         self._loader: Loader | None = None
         self._resumed: dict[str, int] | None = None
@@ -84,7 +84,7 @@ class SpeechData(pl.LightningDataModule):
         return int(TOKENS.levels[0]) if self._contexts else 0
 
     def _check_splits(self) -> None:
-        if not self._lengths:
+        if not len(self._lengths):
             raise ValueError(
                 f"{self.folder} has no training recordings: it can be used for evaluation only. Preprocess to a new "
                 "folder, with recordings that are in neither split.validation nor split.test."
@@ -106,17 +106,26 @@ class SpeechData(pl.LightningDataModule):
         return self.manifest.mode
 
     def setup(self, stage: str | None = None) -> None:
-        """Read both splits into memory, once; of a training split that stays in the shards, a sample for baselines."""
+        """Read both splits into memory, once; a training split may stay in the shards."""
         if self._source:
             return
         if self.config.holding == "shards":
-            self.train_recordings = sample_recordings(self.folder, self.manifest, "train")
             self._source = self._open_shard_frames()
         else:
             frames, recordings = self._read_training_split()
-            self.train_recordings = recordings[: len(self.manifest.split_lengths("train"))]
+            self._train_recordings = recordings[: len(self.manifest.split_lengths("train"))]
             self._source = HeldFrames(self._add_context(frames, recordings))
         self.validation_recordings = read_recordings(self.folder, self.manifest, "validation")
+
+    @property
+    def train_recordings(self) -> Iterable[Segment]:
+        """What the baselines are counted in: the training recordings, or a sample of those that stay in the shards.
+
+        The sample is read while it is iterated over: only the first rank needs it, and once.
+        """
+        if self.config.holding == "shards":
+            return sample_recordings(self.folder, self.manifest, "train")
+        return self._train_recordings
 
     def _add_context(self, frames: np.ndarray, recordings: list[Segment]) -> np.ndarray:
         """Return frames (N, F) of recordings, end to end, with the context of each frame after it if there are tokens.
@@ -151,12 +160,13 @@ class SpeechData(pl.LightningDataModule):
         return read_training(self.folder, self.manifest)
 
     def _open_shard_frames(self) -> ShardFrames:
+        assert self._segments
         shards = [shard for shard in self._training.shards if shard.split == "train"]
         if self.config.reading == "windows":
             max_entries = self._shuffle_shards * max(shard.entries for shard in shards)
         else:
             max_entries = self.config.batch_size * (2 + self.config.window_frames // SEGMENT_FRAMES)
-        return ShardFrames([self.folder / shard.name for shard in shards], self._segments, self.mode, max_entries)
+        return ShardFrames(self.folder, [shard.name for shard in shards], self._segments, self.mode, max_entries)
 
     @property
     def _shuffle_shards(self) -> int:
@@ -167,12 +177,9 @@ class SpeechData(pl.LightningDataModule):
         if config.reading == "streams":
             return StreamPlan(self._lengths, config.window_frames, share)
         windows = (config.window_frames, config.frames_between_windows)
-        if config.holding != "shards":
+        if not self._segments:
             return WindowPlan(self._lengths, *windows, share)
-        by_shard: list[list[int]] = [[] for shard in self._training.shards if shard.split == "train"]
-        for segment in self._segments:
-            by_shard[segment.shard].append(segment.frames)
-        return ShardWindowPlan(by_shard, *windows, self._shuffle_shards, share)
+        return ShardWindowPlan(self._lengths, self._segments.shards, *windows, self._shuffle_shards, share)
 
     def _make_loader(self, rank: int, world_size: int) -> Loader:
         assert self._source, "setup was not called"
@@ -183,7 +190,7 @@ class SpeechData(pl.LightningDataModule):
         """Return one line: hours, windows or chunks, and the hours in recordings too short for one."""
         config, frames_per_second = self.config, self.mode.frames_per_second
         hour = frames_per_second * 3600
-        unused = sum(length for length in self._lengths if length <= config.window_frames) / hour
+        unused = int(self._lengths[self._lengths <= config.window_frames].sum()) / hour
         segments = "segments, read from the shards" if self._segments else "recordings"
         again = f" and, shifted, {self.manifest.split_frames(SHIFTED) / hour:.2f} h" if self.manifest.shifted else ""
         chunks = "chunks" if config.reading == "streams" else "windows"

@@ -9,7 +9,7 @@ batch. Start frames are counted through all segments of the split, placed end to
 border of a segment. A window or chunk of n frames is read with one frame more, the target of its last step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import count
@@ -71,7 +71,7 @@ class Plan(Protocol):
         ...
 
 
-def window_starts(lengths: list[int], window_frames: int, hop_frames: int) -> np.ndarray:
+def window_starts(lengths: Sequence[int] | np.ndarray, window_frames: int, hop_frames: int) -> np.ndarray:
     """Return where windows start in segments placed end to end, int64 (N,).
 
     Args:
@@ -80,13 +80,18 @@ def window_starts(lengths: list[int], window_frames: int, hop_frames: int) -> np
         hop_frames: distance between the starts of two windows.
     """
     starts, offset = [np.empty(0, np.int64)], 0
-    for length in lengths:
+    for length in np.asarray(lengths).tolist():
         starts.append(offset + np.arange(0, length - window_frames, hop_frames))
         offset += length
     return np.concatenate(starts)
 
 
-def count_chunks(lengths: list[int], chunk_frames: int) -> np.ndarray:
+def count_windows(lengths: np.ndarray, window_frames: int, hop_frames: int) -> np.ndarray:
+    """Return how many windows `window_starts` finds in each segment, int64 (N,)."""
+    return np.maximum(0, -((window_frames - lengths) // hop_frames))
+
+
+def count_chunks(lengths: Sequence[int] | np.ndarray, chunk_frames: int) -> np.ndarray:
     """Return how many chunks a stream takes from each segment, int64 (N,), wherever in its first chunk it starts.
 
     A segment long enough for only one chunk gives that one; a shorter one gives none.
@@ -108,7 +113,7 @@ class WindowPlan:
         share: the process that the batches are for.
     """
 
-    lengths: list[int]
+    lengths: Sequence[int] | np.ndarray
     window_frames: int
     hop_frames: int
     share: Share
@@ -146,30 +151,35 @@ class ShardWindowPlan:
     out of that pass. The order depends on the number of processes.
 
     Attributes:
-        lengths_by_shard: frames of each segment, shard by shard.
+        lengths: frames of each segment, int64 (N,).
+        shards: index of the shard of each segment, int64 (N,), from 0 on, never decreasing.
         window_frames: steps per window.
         hop_frames: distance between the starts of two windows.
         shuffle_shards: number of shards whose windows are shuffled together.
         share: the process that the batches are for.
     """
 
-    lengths_by_shard: list[list[int]]
+    lengths: np.ndarray
+    shards: np.ndarray
     window_frames: int
     hop_frames: int
     shuffle_shards: int
     share: Share
 
     @cached_property
-    def _first_frames(self) -> np.ndarray:
-        return np.cumsum([0] + [sum(lengths) for lengths in self.lengths_by_shard])
+    def _ends(self) -> np.ndarray:
+        """One past the last frame of each segment."""
+        return np.cumsum(self.lengths)
 
     @cached_property
     def _windows_by_shard(self) -> np.ndarray:
-        return np.array([len(self._starts_in(shard)) for shard in range(len(self.lengths_by_shard))])
+        counts = count_windows(self.lengths, self.window_frames, self.hop_frames)
+        return np.bincount(self.shards, counts).astype(np.int64)
 
     def _starts_in(self, shard: int) -> np.ndarray:
-        starts = window_starts(self.lengths_by_shard[shard], self.window_frames, self.hop_frames)
-        return self._first_frames[shard] + starts
+        first, last = np.searchsorted(self.shards, [shard, shard + 1])
+        offset = self._ends[first] - self.lengths[first]
+        return offset + window_starts(self.lengths[first:last], self.window_frames, self.hop_frames)
 
     @property
     def num_windows(self) -> int:
@@ -203,17 +213,14 @@ class ShardWindowPlan:
 
     def _parts(self, pass_number: int) -> list[tuple[int, int, int]]:
         """Return what this process reads in one pass: (shard, its first window, one past its last)."""
-        order = np.random.default_rng([self.share.seed, pass_number]).permutation(len(self.lengths_by_shard))
+        order = np.random.default_rng([self.share.seed, pass_number]).permutation(len(self._windows_by_shard))
         share = self.num_windows // self.share.step_size * self.share.batch_size
         begin, end = self.share.rank * share, (self.share.rank + 1) * share
-        parts = []
-        shard_end = 0
-        for shard in order.tolist():
-            shard_begin, shard_end = shard_end, shard_end + int(self._windows_by_shard[shard])
-            first, last = max(shard_begin, begin) - shard_begin, min(shard_end, end) - shard_begin
-            if first < last:
-                parts.append((shard, first, last))
-        return parts
+        windows = self._windows_by_shard[order]
+        begins = np.cumsum(windows) - windows
+        firsts, lasts = np.maximum(begin - begins, 0), np.minimum(end - begins, windows)
+        mine = firsts < lasts
+        return list(zip(order[mine].tolist(), firsts[mine].tolist(), lasts[mine].tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -230,7 +237,7 @@ class StreamPlan:
         share: the process that the batches are for.
     """
 
-    lengths: list[int]
+    lengths: Sequence[int] | np.ndarray
     chunk_frames: int
     share: Share
 
@@ -262,10 +269,10 @@ class StreamPlan:
 
     def _order(self, pass_number: int) -> "_StreamOrder":
         rng = np.random.default_rng([self.share.seed, pass_number])
-        lengths = np.array(self.lengths)
+        lengths = np.asarray(self.lengths)
         # How late the first chunk of a segment may start.
         spare = np.minimum(self.chunk_frames - 1, lengths - 1 - self._chunks * self.chunk_frames).clip(min=0)
-        firsts = np.cumsum([0, *self.lengths[:-1]]) + rng.integers(0, spare + 1)
+        firsts = np.cumsum(lengths) - lengths + rng.integers(0, spare + 1)
         segments = rng.permutation(len(lengths))
         first_chunk = int(rng.integers(self.num_windows))
         return _StreamOrder(firsts[segments], self._chunks[segments], first_chunk, self.chunk_frames)

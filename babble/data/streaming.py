@@ -8,6 +8,7 @@
 
 import tarfile
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,55 +21,66 @@ from babble.data.shards import SEGMENT_FRAMES, Manifest, Segment, damaged_shard,
 SAMPLE_FRAMES = 5_000_000
 
 
-@dataclass(frozen=True)
-class ShardSegment:
-    """Consecutive entries of one shard that belong to one recording.
+@dataclass(frozen=True, eq=False)
+class ShardSegments:
+    """Segments of a split in reading order: consecutive entries of one shard that belong to one recording.
+
+    Arrays, as a corpus of 60,000 hours has 170,000 of them.
 
     Attributes:
-        shard: index of the shard among those of its split.
-        first_entry: index of the first entry in the shard.
-        frames: number of frames in all entries together; each entry but the last holds `SEGMENT_FRAMES`.
+        shards: index of the shard of each among those of its split, int64 (N,), never decreasing.
+        first_entries: index of its first entry in the shard, int64 (N,).
+        frames: number of frames in all its entries together, int64 (N,); each entry but the last holds
+            `SEGMENT_FRAMES`.
     """
 
-    shard: int
-    first_entry: int
-    frames: int
+    shards: np.ndarray
+    first_entries: np.ndarray
+    frames: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of segments."""
+        return len(self.shards)
 
 
-def find_segments(manifest: Manifest, split: str) -> list[ShardSegment]:
+def find_segments(manifest: Manifest, split: str) -> ShardSegments:
     """Return the segments of a split in reading order, from the manifest alone.
 
     Raises:
         ValueError: its recordings and its shards contradict each other.
     """
+    lengths = np.array(manifest.split_lengths(split), np.int64)
     shards = [shard for shard in manifest.shards if shard.split == split]
-    segments: list[ShardSegment] = []
-    shard, entry = 0, 0
-    for frames in manifest.split_lengths(split):
-        while frames:
-            if shard == len(shards):
-                raise ValueError(
-                    f"the manifest's {split} recordings are longer than its shards: preprocess to a new folder."
-                )
-            taken = min(frames, (shards[shard].entries - entry) * SEGMENT_FRAMES)
-            segments.append(ShardSegment(shard, entry, taken))
-            frames -= taken
-            entry += -(-taken // SEGMENT_FRAMES)
-            if entry == shards[shard].entries:
-                shard, entry = shard + 1, 0
-    counted = np.bincount([s.shard for s in segments], [s.frames for s in segments], len(shards))
-    if not np.array_equal(counted, [facts.frames for facts in shards]):
+    # Entries are counted through the split. A segment begins where a recording or a shard does.
+    recording_ends = np.cumsum(-(-lengths // SEGMENT_FRAMES))
+    recording_begins = recording_ends + lengths // -SEGMENT_FRAMES
+    shard_entries = np.array([shard.entries for shard in shards], np.int64)
+    shard_ends = np.cumsum(shard_entries)
+    shard_begins = shard_ends - shard_entries
+    num_entries = int(recording_ends[-1]) if len(lengths) else 0
+    if num_entries > shard_entries.sum():
+        raise ValueError(f"the manifest's {split} recordings are longer than its shards: preprocess to a new folder.")
+    is_begin = np.zeros(num_entries, bool)
+    for places in (recording_begins, shard_begins):
+        is_begin[places[places < num_entries]] = True
+    begins = np.flatnonzero(is_begin)
+    ends = np.append(begins[1:], num_entries)[: len(begins)]
+    recording = np.searchsorted(recording_ends, begins, side="right")
+    shard = np.searchsorted(shard_ends, begins, side="right")
+    before = (begins - recording_begins[recording]) * SEGMENT_FRAMES
+    frames = np.minimum(lengths[recording] - before, (ends - begins) * SEGMENT_FRAMES)
+    if not np.array_equal(np.bincount(shard, frames, len(shards)), [facts.frames for facts in shards]):
         raise ValueError(f"the manifest's {split} recordings do not match its shards: preprocess to a new folder.")
-    return segments
+    return ShardSegments(shard, begins - shard_begins[shard], frames)
 
 
-def sample_recordings(folder: Path, manifest: Manifest, split: str) -> list[Segment]:
-    """Return the entries of shards spread evenly over a split, about `SAMPLE_FRAMES` frames or all of them."""
+def sample_recordings(folder: Path, manifest: Manifest, split: str) -> Iterator[Segment]:
+    """Yield the entries of shards spread evenly over a split, about `SAMPLE_FRAMES` frames or all of them."""
     shards = [shard for shard in manifest.shards if shard.split == split]
     mean_frames = sum(shard.frames for shard in shards) / len(shards)
     wanted = min(len(shards), max(1, round(SAMPLE_FRAMES / mean_frames)))
     chosen = np.linspace(0, len(shards) - 1, wanted).round().astype(int)
-    return list(read_segments([folder / shards[n].name for n in chosen], manifest.mode))
+    return read_segments([folder / shards[n].name for n in chosen], manifest.mode)
 
 
 def index_entries(path: Path) -> np.ndarray:
@@ -106,18 +118,21 @@ class ShardFrames:
     """Frames of segments placed end to end, read from shards as they are needed.
 
     Args:
-        paths: the shards of the split.
+        folder: the folder of shards.
+        names: the shards of the split.
         segments: where recordings lie in them.
         mode: the mode of all frames.
         max_entries: how many entries to keep in memory; at least those that one batch reads.
     """
 
-    def __init__(self, paths: list[Path], segments: list[ShardSegment], mode: Mode, max_entries: int) -> None:
-        self.paths, self.segments, self.mode, self.max_entries = paths, segments, mode, max_entries
-        self.ends = np.cumsum([segment.frames for segment in segments])
-        # Frames by (shard, entry), least recently used first; and where the entries of each opened shard lie.
+    def __init__(
+        self, folder: Path, names: Sequence[str], segments: ShardSegments, mode: Mode, max_entries: int
+    ) -> None:
+        self.folder, self.names, self.segments, self.mode, self.max_entries = folder, names, segments, mode, max_entries
+        self.ends = np.cumsum(segments.frames)
+        # Least recently used first: frames by (shard, entry), and where the entries of a shard lie.
         self.entries: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self.index: dict[int, np.ndarray] = {}
+        self.index: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def read(self, starts_B: np.ndarray, num_frames: int) -> np.ndarray:
         """Return `num_frames` frames from each start on, int16 (B, num_frames, F).
@@ -128,27 +143,25 @@ class ShardFrames:
         frames_BTF = np.empty((len(starts_B), num_frames, self.mode.num_fields), np.int16)
         numbers_B = np.searchsorted(self.ends, starts_B, side="right")
         for frames_TF, number, start in zip(frames_BTF, numbers_B.tolist(), starts_B.tolist(), strict=True):
-            segment = self.segments[number]
-            entry, first = divmod(start - int(self.ends[number]) + segment.frames, SEGMENT_FRAMES)
+            entry, first = divmod(start - int(self.ends[number] - self.segments.frames[number]), SEGMENT_FRAMES)
             done = 0
             while done < num_frames:
-                found = self._entry(segment, entry)[first : first + num_frames - done]
+                found = self._entry(number, entry)[first : first + num_frames - done]
                 frames_TF[done : done + len(found)] = found
                 done, entry, first = done + len(found), entry + 1, 0
         return frames_BTF
 
-    def _entry(self, segment: ShardSegment, number: int) -> np.ndarray:
+    def _entry(self, segment: int, number: int) -> np.ndarray:
         """Return the frames of one entry of a segment, from memory if it was used lately."""
-        key = (segment.shard, segment.first_entry + number)
+        shard = int(self.segments.shards[segment])
+        key = (shard, int(self.segments.first_entries[segment]) + number)
         if key in self.entries:
             self.entries.move_to_end(key)
             return self.entries[key]
-        path = self.paths[segment.shard]
-        if segment.shard not in self.index:
-            self.index[segment.shard] = index_entries(path)
-        locations = self.index[segment.shard]
+        path = self.folder / self.names[shard]
+        locations = self._locations(shard, path)
         frames = read_entry(path, locations[key[1]], self.mode).frames if key[1] < len(locations) else np.empty(0)
-        if len(frames) != min(SEGMENT_FRAMES, segment.frames - number * SEGMENT_FRAMES):
+        if len(frames) != min(SEGMENT_FRAMES, int(self.segments.frames[segment]) - number * SEGMENT_FRAMES):
             raise ValueError(
                 f"{path}: entry {key[1]} has {len(frames)} frames, which its manifest contradicts: copy the shards "
                 "again, or preprocess to a new folder."
@@ -157,3 +170,13 @@ class ShardFrames:
         if len(self.entries) > self.max_entries:
             self.entries.popitem(last=False)
         return frames
+
+    def _locations(self, shard: int, path: Path) -> np.ndarray:
+        """Return where the entries of a shard lie, from memory if it was used lately."""
+        if shard not in self.index:
+            self.index[shard] = index_entries(path)
+            # One per entry held is enough; those of all 70,000 shards of a large corpus would be 130 MB.
+            if len(self.index) > self.max_entries:
+                self.index.popitem(last=False)
+        self.index.move_to_end(shard)
+        return self.index[shard]

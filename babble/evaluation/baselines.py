@@ -7,6 +7,7 @@ unigram: frequencies of a field's levels. bigram: the same, given the field's pr
 repeated. median: the median level, given the field's previous level.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,11 @@ COPY, MEDIAN = "copy baseline", "median baseline"
 LINES = {UNIGRAM: "unigram", BIGRAM: "bigram", COPY: "copy", MEDIAN: "median"}
 
 
-def measure_baselines(train: list[np.ndarray], held_out: list[np.ndarray], mode: Mode) -> dict[str, dict[str, Any]]:
+def measure_baselines(train: Iterable[np.ndarray], held_out: list[np.ndarray], mode: Mode) -> dict[str, dict[str, Any]]:
     """Return the metrics of the baselines on held-out recordings, by name.
 
     Args:
-        train: recordings (T, F) that frequencies and medians are counted in.
+        train: recordings (T, F) that frequencies and medians are counted in, one after another.
         held_out: recordings (T, F) that are predicted, every frame but the first of each.
         mode: the mode of all frames; modes with label fields have no copy and median baseline.
 
@@ -37,16 +38,16 @@ def measure_baselines(train: list[np.ndarray], held_out: list[np.ndarray], mode:
     masks = [find_unvoiced_pitch(frames, mode) for frames in held_out]
     is_unvoiced_pitch = [mask for mask in masks if mask is not None]
     unvoiced_bits_2 = np.zeros(2)
-    for f, levels in enumerate(mode.levels.tolist()):
-        counts = _count_transitions(train, f, levels) + PSEUDO_COUNT
-        steps = _count_transitions(held_out, f, levels)
+    train_counts, held_out_counts = _count_transitions(train, mode), _count_transitions(held_out, mode)
+    unvoiced_counts = _count_transitions(held_out, mode, is_unvoiced_pitch) if is_unvoiced_pitch else []
+    for f in range(mode.num_fields):
+        counts, steps = train_counts[f] + PSEUDO_COUNT, held_out_counts[f]
         bigram = counts / counts.sum(axis=1, keepdims=True)
         unigram = np.broadcast_to(counts.sum(axis=0) / counts.sum(), steps.shape)
         bits = np.stack([-np.log2(unigram), -np.log2(bigram)])
         bits_2F[:, f] = (steps * bits).sum(axis=(1, 2)) / steps.sum()
         if is_unvoiced_pitch and mode.fields[f].group == "pitch":
-            unvoiced_steps = _count_transitions(held_out, f, levels, is_unvoiced_pitch)
-            unvoiced_bits_2 += (unvoiced_steps * bits).sum(axis=(1, 2)) / steps.sum()
+            unvoiced_bits_2 += (unvoiced_counts[f] * bits).sum(axis=(1, 2)) / steps.sum()
         last, following = np.indices(steps.shape)
         median = (bigram.cumsum(axis=1) < 0.5).sum(axis=1)
         error_2F[0, f] = (steps * abs(following - last)).sum() / steps.sum()
@@ -62,15 +63,19 @@ def measure_baselines(train: list[np.ndarray], held_out: list[np.ndarray], mode:
 
 
 def _count_transitions(
-    recordings: list[np.ndarray], f: int, levels: int, masks: list[np.ndarray] | None = None
-) -> np.ndarray:
-    """Return how often each level of field f follows each, float64 (previous, next), where `masks` (T, F) if given."""
-    counts = np.zeros(levels * levels)
+    recordings: Iterable[np.ndarray], mode: Mode, masks: list[np.ndarray] | None = None
+) -> list[np.ndarray]:
+    """Return how often each level of each field follows each, float64 (previous, next), where `masks` (T, F) if given.
+
+    The recordings are gone through once, so that a sample of a large corpus need not be held.
+    """
+    counts = [np.zeros(levels * levels) for levels in mode.levels.tolist()]
     for n, frames in enumerate(recordings):
-        level = frames[:, f].astype(np.int64)
-        steps = level[:-1] * levels + level[1:]
-        counts += np.bincount(steps if masks is None else steps[masks[n][1:, f]], minlength=levels * levels)
-    return counts.reshape(levels, levels)
+        for f, levels in enumerate(mode.levels.tolist()):
+            level = frames[:, f].astype(np.int64)
+            steps = level[:-1] * levels + level[1:]
+            counts[f] += np.bincount(steps if masks is None else steps[masks[n][1:, f]], minlength=levels * levels)
+    return [of.reshape(levels, levels) for of, levels in zip(counts, mode.levels.tolist(), strict=True)]
 
 
 def baseline_lines(baselines: dict[str, dict[str, Any]]) -> dict[str, float]:

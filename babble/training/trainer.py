@@ -289,7 +289,7 @@ def _start(training: Training, resumed_step: int | None) -> WandbRun | None:
     """Measure the baselines, open W&B and print the start table; return the W&B run."""
     config, data, run = training.config, training.data, training.run
     baselines = measure_baselines(
-        [recording.frames for recording in data.train_recordings],
+        (recording.frames for recording in data.train_recordings),
         [recording.frames for recording in data.validation_recordings],
         data.mode,
     )

@@ -19,12 +19,12 @@ from babble.data.shards import (
     SHIFTED,
     Manifest,
     Segment,
-    map_training,
     read_manifest,
     read_recordings,
     write_manifest,
     write_shards,
 )
+from babble.data.training_split import map_training
 
 
 def make_loader(per_epoch: int | None = None, batch: int = 4) -> Loader:
@@ -211,7 +211,7 @@ def test_without_permission_to_write_a_mapped_split_is_held_in_memory(
     def refuse(path: Path) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("babble.data.shards.replacing", refuse)
+    monkeypatch.setattr("babble.data.training_split.replacing", refuse)
     held, mapped = make_data(folder), make_data(folder, holding="mapped")
     for one, other in zip(held.train_recordings, mapped.train_recordings, strict=True):
         np.testing.assert_array_equal(one.frames, other.frames)

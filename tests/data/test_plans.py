@@ -21,7 +21,8 @@ def make_windows(num_windows: int, batch: int, rank: int = 0, world_size: int = 
 
 
 def make_shard_windows(batch: int, rank: int = 0, world_size: int = 1) -> ShardWindowPlan:
-    return ShardWindowPlan(BY_SHARD, 4, 2, 2, Share(batch, 7, rank, world_size))
+    shards = np.repeat(np.arange(len(BY_SHARD)), [len(lengths) for lengths in BY_SHARD])
+    return ShardWindowPlan(np.concatenate(BY_SHARD), shards, 4, 2, 2, Share(batch, 7, rank, world_size))
 
 
 def make_streams(batch: int, rank: int = 0, world_size: int = 1) -> StreamPlan:

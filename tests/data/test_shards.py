@@ -17,15 +17,14 @@ from babble.data.shards import (
     SEGMENT_FRAMES,
     Manifest,
     Segment,
-    map_training,
     open_shards,
     read_manifest,
     read_recordings,
     read_segments,
-    read_training,
     write_manifest,
     write_shards,
 )
+from babble.data.training_split import map_training, read_training
 
 M1300 = get_mode("1300")
 

@@ -12,8 +12,17 @@ from babble.data import streaming
 from babble.data.config import DataConfig
 from babble.data.datamodule import SpeechData
 from babble.data.loaders import HeldFrames, Loader
-from babble.data.shards import Manifest, Segment, read_manifest, read_recordings, write_manifest, write_shards
-from babble.data.streaming import ShardFrames, ShardSegment, find_segments
+from babble.data.shards import (
+    SEGMENT_FRAMES,
+    Manifest,
+    Segment,
+    ShardFacts,
+    read_manifest,
+    read_recordings,
+    write_manifest,
+    write_shards,
+)
+from babble.data.streaming import ShardFrames, ShardSegments, find_segments
 
 MODE = MODES["1300"]
 LENGTHS = [4000, 700, 3100, 1500, 6001, 20]
@@ -52,12 +61,42 @@ def read_train_frames(folder: Path) -> np.ndarray:
     return np.concatenate([r.frames for r in read_recordings(folder, read_manifest(folder), "train")])
 
 
+def list_segments(segments: ShardSegments) -> list[tuple[int, ...]]:
+    return list(zip(*(a.tolist() for a in (segments.shards, segments.first_entries, segments.frames)), strict=True))
+
+
+def find_segments_slowly(lengths: list[int], shards: list[ShardFacts]) -> list[tuple[int, ...]]:
+    """Fill the shards with recordings, one after another."""
+    segments, shard, entry = [], 0, 0
+    for frames in lengths:
+        while frames:
+            taken = min(frames, (shards[shard].entries - entry) * SEGMENT_FRAMES)
+            segments.append((shard, entry, taken))
+            frames, entry = frames - taken, entry - (-taken // SEGMENT_FRAMES)
+            if entry == shards[shard].entries:
+                shard, entry = shard + 1, 0
+    return segments
+
+
+def test_segments_equal_a_slow_loop() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        lengths = (rng.integers(0, 5, rng.integers(1, 12)) * rng.choice([1, 749, 1500, 1501])).tolist()
+        cuts = [min(SEGMENT_FRAMES, frames - at) for frames in lengths for at in range(0, frames, SEGMENT_FRAMES)]
+        size = int(rng.integers(1, 5))
+        groups = [cuts[at : at + size] for at in range(0, len(cuts), size)]
+        shards = [ShardFacts(f"{n}.tar", "train", "", len(group), sum(group)) for n, group in enumerate(groups)]
+        recordings = [{"name": str(n), "split": "train", "frames": frames} for n, frames in enumerate(lengths)]
+        segments = find_segments(Manifest(MODE, {}, recordings, shards, []), "train")
+        assert list_segments(segments) == find_segments_slowly(lengths, shards)
+
+
 def test_segments_match_the_shards(folder: Path) -> None:
     manifest = read_manifest(folder)
     segments = find_segments(manifest, "train")
     # 4,000 frames are three entries; the third is in the second shard.
-    assert segments[:3] == [ShardSegment(0, 0, 3000), ShardSegment(1, 0, 1000), ShardSegment(1, 1, 700)]
-    assert sum(segment.frames for segment in segments) == NUM_FRAMES
+    assert list_segments(segments)[:3] == [(0, 0, 3000), (1, 0, 1000), (1, 1, 700)]
+    assert segments.frames.sum() == NUM_FRAMES
     shorter = [{**recording, "frames": recording["frames"] - 1} for recording in manifest.recordings]
     for recordings in (shorter, manifest.recordings * 2):
         with pytest.raises(ValueError, match="preprocess to a new folder"):
@@ -93,6 +132,7 @@ def test_few_entries_are_held(reading: str, max_entries: int, folder: Path) -> N
     assert isinstance(loader.source, ShardFrames)
     for _ in loader:
         assert len(loader.source.entries) <= max_entries
+        assert len(loader.source.index) <= max_entries
 
 
 def test_entries_are_seldom_read_twice_in_a_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +152,11 @@ def test_entries_are_seldom_read_twice_in_a_pass(folder: Path, monkeypatch: pyte
 
 
 def test_an_entry_that_the_manifest_contradicts_is_named(folder: Path) -> None:
-    shards = sorted(folder.glob("train-*.tar"))
-    for segment in (ShardSegment(1, 0, 1200), ShardSegment(1, 2, 100)):
+    shards = sorted(path.name for path in folder.glob("train-*.tar"))
+    for segment in ((1, 0, 1200), (1, 2, 100)):
+        segments = ShardSegments(*(np.array([value]) for value in segment))
         with pytest.raises(ValueError, match=r"000001\.tar: entry \d has \d+ frames, which its manifest contradicts"):
-            ShardFrames(shards, [segment], MODE, 9).read(np.array([0]), 50)
+            ShardFrames(folder, shards, segments, MODE, 9).read(np.array([0]), 50)
 
 
 def test_the_description_names_segments(folder: Path) -> None:
