@@ -7,8 +7,9 @@
 3. training, logging: `train` next to a plain PyTorch loop, and the cost of logging (training.py).
 4. generation, evaluation: sampling frames, one stream and 64; the whole commands (generation.py).
 5. ranks, stopping, sweep, streaming: two processes, saving on a signal, Ray Tune, corpora on disk (scaling.py).
-6. gpu, only where it is named: training and generation on a GPU, and the numbers that saturate it (gpu.py).
-7. plan: what 16 to 60,000 hours take on 1 to 256 devices, calculated from a few rates (plan.py).
+6. scale: eight ranks start on a corpus of 60,000 hours; checkpoint and metrics of a large run (scale.py).
+7. gpu, only where it is named: training and generation on a GPU, and the numbers that saturate it (gpu.py).
+8. plan: what 16 to 60,000 hours take on 1 to 256 devices, calculated from a few rates (plan.py).
 
 A metric and its floor are measured in turns, in one run and on the same cores, so that a noisy machine affects both
 alike; the median of the ratios counts. Use an idle machine. Out: a table, and JSON on request. A missed target is shown
@@ -33,6 +34,7 @@ from jobs.benchmark.gpu import check_gpu, measure_gpu
 from jobs.benchmark.measurement import Measurement, format_table
 from jobs.benchmark.plan import format_plan, measure_rates
 from jobs.benchmark.preprocessing import measure_preprocessing
+from jobs.benchmark.scale import measure_scale
 from jobs.benchmark.scaling import measure_ranks, measure_stopping, measure_streaming, measure_sweep
 from jobs.benchmark.startup import measure_startup
 from jobs.benchmark.training import measure_logging, measure_training
@@ -49,6 +51,7 @@ MEASURE: dict[Part, Callable[[BenchmarkConfig, Path], list[Measurement]]] = {
     "sweep": measure_sweep,
     "streaming": measure_streaming,
     "gpu": measure_gpu,
+    "scale": measure_scale,
     "plan": measure_rates,
 }
 

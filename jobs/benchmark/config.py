@@ -25,6 +25,7 @@ Part = Literal[
     "sweep",
     "streaming",
     "gpu",
+    "scale",
     "plan",
 ]
 # What every machine can measure.
