@@ -66,7 +66,7 @@ def _train_together(shards: Path, runs: Path, name: str, is_stopped: bool = Fals
             printed = process.communicate(timeout=300)[0]
         assert process.returncode == 128 + signal.SIGTERM, printed
         assert "by SIGTERM; the same command resumes from there." in printed
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     return run
 
@@ -164,3 +164,20 @@ def test_four_processes_measure_like_one(speech_shards: Path, tmp_path: Path):
     four = _train_together(speech_shards, tmp_path, "four", data=data, compute={"devices": 4}, **changes)
     assert len(_curve(one, "val/bits_per_frame")) == 1
     assert _curve(four, "val/bits_per_frame") == pytest.approx(_curve(one, "val/bits_per_frame"), rel=0, abs=1e-10)
+
+
+@pytest.mark.slow
+def test_thirty_two_processes_have_the_loss_of_one(speech_shards: Path, tmp_path: Path):
+    """As many processes as four nodes of eight devices, each with one window per step. They take 10 GB together."""
+    changes = {"unfreezing": [], "stop": {"steps": 3}}
+    data = {"windows_per_epoch": 32, "window_frames": 16}
+    one = _train_alone(speech_shards, tmp_path, "one", data={**data, "batch_size": 32}, **changes)
+    many = _train_together(
+        speech_shards, tmp_path, "many", data={**data, "batch_size": 1}, compute={"devices": 32}, **changes
+    )
+    losses, bits = _curve(one, "train/loss"), _curve(one, "val/bits_per_frame")
+    assert len(losses) == 3
+    assert _curve(many, "train/loss") == pytest.approx(losses, rel=0, abs=1e-10)
+    # Every process logs the same value, but Lightning averages these in float32.
+    assert _curve(many, "val/bits_per_frame") == pytest.approx(bits, rel=1e-6, abs=0)
+    assert _differ_by(one, many) < 1e-7
