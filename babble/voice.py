@@ -99,7 +99,7 @@ def choose_training(shards: Path, minutes: float, model: ModelConfig, cores: int
         "stop": StopConfig(steps=steps, patience=3),
         "compute": ComputeConfig(
             devices=processes,
-            precision="bf16-mixed" if gpus else "32-true",
+            precision="auto",
             threads=None if gpus else 1,
         ),
     }

@@ -488,7 +488,7 @@ def test_without_a_bfloat16_lstm_mixed_precision_is_rejected(speech_shards: Path
         speech_shards, tmp_path, "rejected", compute=ComputeConfig(accelerator="cpu", precision="bf16-mixed")
     )
     with (
-        mock.patch("babble.training.trainer.can_train_in_bfloat16", return_value=False),
+        mock.patch("babble.training.precision.can_train_in_bfloat16", return_value=False),
         pytest.raises(ValueError, match="this CPU can't compute an LSTM in bfloat16"),
     ):
         train(config)

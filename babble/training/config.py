@@ -12,6 +12,7 @@ from babble.run_folder import RunFolder
 from babble.training.topology import job_id
 from babble.training.wandb_run import WandbConfig
 
+Precision = Literal["auto", "32-true", "64-true", "bf16-mixed", "16-mixed"]
 BeforeUnfreezing = Literal["frozen", "bypassed"]
 
 
@@ -165,7 +166,8 @@ class ComputeConfig:
         devices: Processes per node, each on its own GPU or sharing the CPU; if omitted, the number that Slurm started,
             else 1.
         nodes: Number of nodes; if omitted, the number that Slurm started on, else 1.
-        precision: Number format of weights and computation; mixed formats compute in 16 bits where that is safe.
+        precision: Number format of weights and computation; mixed formats compute in 16 bits where that is safe. auto:
+            bf16-mixed where the GPU or the CPU has units for it, else 32-true; config.yaml holds which.
         accumulate_batches: Batches of each process per optimizer step, for large steps with little memory.
         threads: CPU threads per process; chosen by PyTorch if omitted.
         deterministic: On a GPU, only use kernels that give the same bits each time, so that a resumed run ends with the
@@ -176,7 +178,7 @@ class ComputeConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int | None = None
     nodes: int | None = None
-    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     accumulate_batches: int = 1
     threads: int | None = None
     deterministic: bool = False

@@ -24,7 +24,6 @@ from babble.data.datamodule import SpeechData
 from babble.data.shards import MANIFEST, verify_shards
 from babble.evaluation.baselines import baseline_lines, measure_baselines
 from babble.files import read_json, write_json
-from babble.model.cells import can_train_in_bfloat16
 from babble.model.checkpoint import load_checkpoint
 from babble.processes import StopRequest
 from babble.run_folder import RunFolder, git_revision, locate_checkpoint
@@ -33,6 +32,7 @@ from babble.training.config import TrainConfig
 from babble.training.console import ConsoleLogger, DurationWarning, ProgressBar
 from babble.training.metrics import LayerLogger, MetricsFile, ThroughputLogger, WandbMetrics
 from babble.training.module import BabbleModule
+from babble.training.precision import check_precision, choose_precision
 from babble.training.samples import SampleWriter
 from babble.training.stopping import Consensus, StepLimit, Stopping
 from babble.training.topology import Topology, naming_lost_processes
@@ -116,7 +116,10 @@ def build_training(config: TrainConfig, topology: Topology, request: StopRequest
         FileNotFoundError, ValueError: settings, machine and shards do not fit together; nothing has been created.
     """
     # Stored in config.yaml, so that a run is not continued with other numbers.
-    config = replace(config, compute=replace(config.compute, devices=topology.devices, nodes=topology.nodes))
+    compute = replace(config.compute, devices=topology.devices, nodes=topology.nodes)
+    if compute.precision == "auto":
+        compute = replace(compute, precision=choose_precision(config))
+    config = replace(config, compute=compute)
     data = SpeechData(config.data, config.seed)
     if is_first_rank():
         verify_shards(data.folder, data.manifest, with_hashes=config.data.verify == "start")
@@ -207,7 +210,9 @@ def build_trainer(config: TrainConfig, topology: Topology, callbacks: list[pl.Ca
     ddp = DDPStrategy(broadcast_buffers=False, find_unused_parameters=config.before_unfreezing == "bypassed")
     # Lightning's own requeueing saves inside the signal handler, which deadlocks: slurm/train.sh requeues.
     environment = SLURMEnvironment(auto_requeue=False) if topology.is_started_by_srun else LightningEnvironment()
-    _check_precision(config)
+    check_precision(config.compute, config.model.cell)
+    precision = config.compute.precision
+    assert precision != "auto", "build_training has replaced it"
     try:
         return pl.Trainer(
             accelerator=config.compute.accelerator,
@@ -215,7 +220,7 @@ def build_trainer(config: TrainConfig, topology: Topology, callbacks: list[pl.Ca
             num_nodes=topology.nodes,
             plugins=[environment],
             strategy=ddp if topology.world_size > 1 else "auto",
-            precision=config.compute.precision,
+            precision=precision,
             max_epochs=config.stop.epochs or -1,
             check_val_every_n_epoch=config.validate_every_epochs,
             log_every_n_steps=config.log_every_steps,
@@ -238,17 +243,6 @@ def build_trainer(config: TrainConfig, topology: Topology, callbacks: list[pl.Ca
                 "compute.accelerator=gpu: PyTorch finds no GPU on this machine. Use --compute.accelerator cpu."
             ) from None
         raise ValueError(f"compute: {' '.join(str(error).split())}") from None
-
-
-def _check_precision(config: TrainConfig) -> None:
-    """Raise if this CPU can not compute with the precision; Lightning would use another, or fail in the first step."""
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if config.compute.accelerator != "cpu" and has_gpu:
-        return
-    if config.compute.precision == "16-mixed":
-        raise ValueError("compute.precision=16-mixed needs a GPU. On a CPU use 32-true, or bf16-mixed.")
-    if config.compute.precision == "bf16-mixed" and config.model.cell == "lstm" and not can_train_in_bfloat16():
-        raise ValueError("compute.precision=bf16-mixed: this CPU can't compute an LSTM in bfloat16. Use 32-true.")
 
 
 def fit(training: Training) -> int:
