@@ -5,9 +5,9 @@
     babble voice book.zip --init-from runs/other-book --name book
 
 1. The recordings are encoded as shards/NAME (jobs/preprocess); of a single recording, the end is held out.
-2. A network of the same shape as the bundled voice, starting from its weights, is trained on them as runs/NAME.
-   Its steps follow from the amount of speech, processes and precision from this machine. It ends early when validation
-   gets worse, and keeps its best weights.
+2. A network of the same shape as the bundled voice, starting from its weights, is trained on them as runs/NAME, without
+   tokens. Its steps follow from the amount of speech, processes and precision from this machine. It ends early when
+   validation gets worse, and keeps its best weights.
 3. runs/NAME/report.html shows the training and plays samples.
 
 Ctrl-C stops it, and the same command continues from there. Other settings: babble preprocess, then babble train.
@@ -83,7 +83,7 @@ def choose_training(shards: Path, minutes: float, model: ModelConfig, cores: int
         cores: CPU cores.
         gpus: GPUs.
     """
-    steps = round(min(3000.0, max(200.0, 60 * minutes)))
+    steps = round(min(3000.0, max(80.0, 60 * minutes)))
     processes = 1 if gpus else min(cores, MAX_PROCESSES)
     data = DataConfig(
         shards,
@@ -94,7 +94,8 @@ def choose_training(shards: Path, minutes: float, model: ModelConfig, cores: int
     )
     return {
         "data": data,
-        "model": replace(model, dropout=0.2),
+        # The less speech, the sooner it is memorised (docs/results.md).
+        "model": replace(model, dropout=0.5 if minutes < 3 else 0.3 if minutes < 10 else 0.2, tokens=0),
         "optim": OptimConfig(lr=0.002, schedule="cosine", warmup_steps=20),
         "stop": StopConfig(steps=steps, patience=3),
         "compute": ComputeConfig(

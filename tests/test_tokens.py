@@ -110,6 +110,25 @@ def test_a_voice_with_tokens_generates_and_is_exported_whole(trained: Path, tmp_
     assert facts["frames"] == 25
 
 
+def test_a_voice_with_tokens_can_be_continued_without_them(trained: Path) -> None:
+    settings = RunFolder(trained / "runs" / "words").read_config()
+    words = build_config(TrainConfig, settings)
+    assert words.data.tokens
+    run = train(
+        replace(
+            words,
+            name="without",
+            data=replace(words.data, tokens=None),
+            token_model=None,
+            model=replace(words.model, tokens=0),
+            init_from=words.run.path,
+        )
+    ).run
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["tokens"] == 0
+    (facts,) = generate(GenerateConfig(run, seconds=1, out=str(trained / "without.wav")))
+    assert facts["frames"] == 25
+
+
 def test_evaluation_names_what_is_given_and_what_is_a_bound(trained: Path) -> None:
     found = evaluate(EvaluateConfig(trained / "runs" / "words", babble_seconds=0))
     tokens, given = found["tokens"], found["held_out"]["bits_per_frame"]
@@ -128,7 +147,11 @@ def test_settings_that_do_not_fit_are_refused(trained: Path, speech_shards: Path
     with pytest.raises(ValueError, match=r"data\.tokens needs data\.holding=memory"):
         DataConfig(speech_shards, tokens=trained / "shards", holding="mapped")
     with pytest.raises(ValueError, match="--clusters 1: must be from 2 to 512"):
-        TokensConfig(speech_shards, out=trained / "other", clusters=1)
+        TokensConfig(speech_shards, trained / "runs" / "plain", trained / "other", clusters=1)
+    with pytest.raises(ValueError, match="name shards, a run trained on them, and where to write"):
+        TokensConfig(speech_shards, out=trained / "other")
+    with pytest.raises(ValueError, match="receives tokens already"):
+        make_tokens(TokensConfig(speech_shards, trained / "runs" / "words", trained / "other"))
 
 
 def test_tokens_of_other_recordings_are_refused(trained: Path, speech_shards: Path, tmp_path: Path) -> None:

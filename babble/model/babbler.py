@@ -9,6 +9,7 @@ H units.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -58,6 +59,16 @@ class ScaledInput(nn.Module):
         """Return the scaled fields (..., F)."""
         return frames / self.highest_F
 
+    def make_step(self) -> Callable[[Tensor], Tensor]:
+        """Return `forward` for single frames."""
+        return self.forward
+
+
+def _sum_rows(table_RH: Tensor, first_row_C: Tensor, columns_BC: Tensor) -> Tensor:
+    """Return the sum over columns of their rows in one table; for few rows faster than `nn.EmbeddingBag`."""
+    rows = (columns_BC + first_row_C).flatten()
+    return table_RH.index_select(0, rows).view(*columns_BC.shape, -1).sum(dim=1)
+
 
 class EmbeddedInput(nn.Module):
     """The sum over fields of the learned vector of each field's level: (..., H)."""
@@ -77,6 +88,10 @@ class EmbeddedInput(nn.Module):
         """Return the summed embeddings (..., H)."""
         rows = (frames + self.first_row_F).flatten(0, -2)
         return self.table(rows).view(*frames.shape[:-1], self.width)
+
+    def make_step(self) -> Callable[[Tensor], Tensor]:
+        """Return `forward` for single frames (B, F)."""
+        return partial(_sum_rows, self.table.weight.detach(), self.first_row_F)
 
 
 class FrameStep(Protocol):
@@ -122,6 +137,23 @@ class ContextInput(nn.Module):
         rows = (context + self.first_row_C).flatten(0, -2)
         hidden = functional.relu(self.dense(self.table(rows).view(*context.shape[:-1], -1)))
         return self.to_input(hidden), self.to_head(hidden)
+
+    def make_step(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return `forward` for single frames (B, C): one product instead of three."""
+        # The product with each row is taken now.
+        table_RH = self.table.weight.detach() @ self.dense.weight.detach().t()
+        layers = (self.to_input, self.to_head)
+        weight = torch.cat([layer.weight.detach() for layer in layers]).t().contiguous()
+        bias = torch.cat([layer.bias.detach() for layer in layers])
+        widths = [layer.out_features for layer in layers]
+        dense_H, first_row_C = self.dense.bias.detach(), self.first_row_C
+
+        def step(context_BC: Tensor) -> tuple[Tensor, Tensor]:
+            hidden_BH = _sum_rows(table_RH, first_row_C, context_BC).add_(dense_H).relu_()
+            to_input, to_head = torch.addmm(bias, hidden_BH, weight).split(widths, dim=1)
+            return to_input, to_head
+
+        return step
 
 
 class Babbler(nn.Module):
@@ -203,7 +235,11 @@ class Babbler(nn.Module):
             with skip connections those of all layers, concatenated; and the state of every layer.
         """
         state = self.initial_state(len(frames_BTF)) if state is None else state
-        return self._run_layers(frames_BTF, state, [layer.__call__ for layer in self.layers], context_BTC)
+        added = None
+        if self.context:
+            assert context_BTC is not None, "a network with tokens needs the context of the next frame"
+            added = self.context(context_BTC)
+        return self._run_layers(self.input(frames_BTF), added, state, [layer.__call__ for layer in self.layers])
 
     def make_step(self) -> FrameStep:
         """Return a function (frames_BF, state, context_BC) -> (hidden_BH, state) for one frame at a time.
@@ -212,22 +248,29 @@ class Babbler(nn.Module):
         current weights.
         """
         steps = [_with_output(layer.make_step()) for layer in self.layers]
+        embed, add_context = self.input.make_step(), self.context.make_step() if self.context else None
 
         def step(frames_BF: Tensor, state: list[State], context_BC: Tensor | None = None) -> tuple[Tensor, list[State]]:
-            return self._run_layers(frames_BF, state, steps, context_BC)
+            added = None
+            if add_context:
+                assert context_BC is not None, "a network with tokens needs the context of the next frame"
+                added = add_context(context_BC)
+            return self._run_layers(embed(frames_BF), added, state, steps)
 
         return step
 
     def _run_layers(
-        self, frames: Tensor, state: list[State], layers: Sequence[LayerCall], context: Tensor | None
+        self, embedded: Tensor, added: tuple[Tensor, Tensor] | None, state: list[State], layers: Sequence[LayerCall]
     ) -> tuple[Tensor, list[State]]:
-        """Return the input of the head and every layer's state; `layers` take whole segments or single frames."""
-        embedded, to_head = self.input(frames), None
-        if self.context:
-            assert context is not None, "a network with tokens needs the context of the next frame"
-            to_input, to_head = self.context(context)
-            embedded = embedded + to_input
-        x = inputs = self._drop(embedded)
+        """Return the input of the head and every layer's state.
+
+        Args:
+            embedded: the input.
+            added: what the context adds to it and to the head's input.
+            state: that of each layer.
+            layers: they take whole segments, or single frames.
+        """
+        x = inputs = self._drop(embedded if added is None else embedded + added[0])
         outputs, after = [], []
         for number, (layer, layer_state) in enumerate(zip(layers, state, strict=True), 1):
             if number in self.bypassed:
@@ -239,7 +282,7 @@ class Babbler(nn.Module):
                 outputs.append(x)
             after.append(layer_state)
         hidden = torch.cat(outputs, dim=-1) if self.config.skips else x
-        return (hidden if to_head is None else hidden + to_head), after
+        return (hidden if added is None else hidden + added[1]), after
 
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or not self.config.dropout:

@@ -33,7 +33,7 @@ class TokensConfig:
 
     Attributes:
         shards: folder of shards.
-        voice: run folder or checkpoint of a network for these shards' mode; the bundled voice by default.
+        voice: run folder or checkpoint of a network that was trained on these shards, or on others of their mode.
         out: folder for the tokens.
         clusters: number of different tokens, at most 512.
         change_cost: price of a change of token between two frames, relative to the mean squared distance of features
@@ -54,8 +54,11 @@ class TokensConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        if self.shards is None or self.out is None:
-            raise ValueError("name the shards and where to write: --shards shards/NAME --out shards/NAME-tokens")
+        if self.shards is None or self.voice is None or self.out is None:
+            raise ValueError(
+                "name shards, a run trained on them, and where to write: --shards shards/NAME --voice runs/NAME --out "
+                "shards/NAME-tokens"
+            )
         if not 2 <= self.clusters <= TOKENS.levels[0]:
             raise ValueError(f"--clusters {self.clusters}: must be from 2 to {TOKENS.levels[0]}.")
         if self.change_cost < 0:

@@ -24,7 +24,7 @@ from babble.data.shards import (
 from babble.files import check_writable, lock, replacing
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
-from babble.run_folder import PRETRAINED, locate_checkpoint
+from babble.run_folder import locate_checkpoint
 from babble.tokenizer.clusters import assign, find_centres, fit_clusters
 from babble.tokenizer.config import TokensConfig
 from babble.tokenizer.tokenizer import FILE, Tokenizer, hidden_states, train_encoder
@@ -44,9 +44,12 @@ def make_tokens(config: TokensConfig) -> Manifest:
         FileNotFoundError, ValueError: unusable shards or voice; the folder holds tokens of other settings.
     """
     assert config.out is not None
+    assert config.voice is not None
     shards, manifest = open_shards(config.shards)
-    _, path = locate_checkpoint(config.voice or PRETRAINED)
+    _, path = locate_checkpoint(config.voice)
     model = build_model(load_checkpoint(path))
+    if model.config.tokens:
+        raise ValueError(f"--voice {config.voice} receives tokens already: name the run that it was continued from.")
     if model.mode != manifest.mode:
         raise ValueError(f"{shards} has mode {manifest.mode.name}, but {path} mode {model.mode.name}.")
     names = ("clusters", "change_cost", "encoder", "seed")

@@ -158,8 +158,10 @@ def _load_weights(module: BabbleModule, init_from: Path) -> None:
     _, path = locate_checkpoint(init_from)
     checkpoint = load_checkpoint(path)
     theirs, ours = (flatten(some) for some in (checkpoint.get("hyper_parameters", {}), dict(module.hparams)))
-    # Dropout has no weights: another voice may need more of it. What a network receives of tokens is zero at first.
-    free = {"model.dropout"} | ({"model.tokens"} if not theirs.get("model.tokens") else set())
+    # Dropout has no weights: another voice may need more of it. What a network receives of tokens is zero at first, and
+    # can be left out.
+    has_both = theirs.get("model.tokens") and ours.get("model.tokens")
+    free = {"model.dropout"} | (set() if has_both else {"model.tokens"})
     different = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key) and key not in free]
     if different:
         values = ", ".join(f"{key}={theirs.get(key)}, here {ours.get(key)}" for key in different)
