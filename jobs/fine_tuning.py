@@ -10,22 +10,28 @@ training split, on one core; measured on its whole validation split. Methods:
     ends       only input layer and head trained
     upper      the upper layer trained for the first third, then all
 
-A row per training is appended to OUT/fine-tuning.csv, one per validation to OUT/curves.csv. Trainings with a row are
-skipped, so a stopped comparison continues.
+A row per training is appended to OUT/fine-tuning.csv, one per validation to OUT/curves.csv; at the end OUT/VOICE.png
+shows them. Trainings with a row are skipped, so a stopped comparison continues.
 """
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 from babble.cli import CommandError, config_to_dict, run_command, to_yaml
 from babble.data.shards import SHIFTED, Manifest, Segment, read_manifest, read_recordings, write_manifest, write_shards
 from babble.files import read_json, read_json_lines, write_bytes
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.config import ModelConfig
+from babble.reporting.plots.figures import make_grid, open_figure, save_figure
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
 from babble.training.config import SamplesConfig, Stage, TrainConfig
 from babble.training.wandb_run import WandbConfig
@@ -34,6 +40,8 @@ from jobs.experiments import append_row, read_rows
 
 Method = Literal["scratch", "all", "ends", "upper"]
 ENTRIES_PER_SHARD = 64
+# Of the lines, by method.
+STYLES = {"scratch": ":", "all": "-", "ends": "--", "upper": "-."}
 
 
 @dataclass(frozen=True)
@@ -165,8 +173,34 @@ def read_curve(run: RunFolder) -> list[dict[str, Any]]:
     return curve
 
 
+def plot_curves(points: Sequence[Mapping[str, str]]) -> Figure:
+    """Return bits per frame on held-out speech by steps of training: a colour per amount of speech, a line per seed.
+
+    Args:
+        points: rows of curves.csv of one voice.
+    """
+    figure = open_figure(6.0, f"{points[0]['voice']}: fine-tuning, by minutes of speech")
+    panel = figure.add_subplot(make_grid(figure, 1, 1)[0])
+    minutes = sorted({point["minutes"] for point in points}, key=float)
+    colours = dict(zip(minutes, colormaps["viridis"](np.linspace(0.0, 0.85, len(minutes))), strict=True))
+    lines: dict[tuple[str, str, str], list[Mapping[str, str]]] = {}
+    for point in points:
+        lines.setdefault((point["minutes"], point["method"], point["seed"]), []).append(point)
+    named = set()
+    for (amount, method, _), line in sorted(lines.items(), key=lambda item: (float(item[0][0]), item[0])):
+        label = f"{amount} minutes, {method}"
+        steps, bits = [[float(point[column]) for point in line] for column in ("step", "bits")]
+        panel.plot(steps, bits, STYLES[method], color=colours[amount], label=None if label in named else label)
+        named.add(label)
+    panel.set_xlabel("step")
+    panel.set_ylabel("bits per frame, held-out speech")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    return figure
+
+
 def compare(config: FineTuningConfig) -> None:
-    """Append a row per training to OUT/fine-tuning.csv, and its validations to OUT/curves.csv.
+    """Append a row per training to OUT/fine-tuning.csv, and its validations to OUT/curves.csv; draw these.
 
     Raises:
         CommandError: a training failed.
@@ -192,6 +226,10 @@ def compare(config: FineTuningConfig) -> None:
                     row |= {"bits_per_frame": best["bits"], "step": best["step"], "seconds": best["seconds"]}
                     append_row(table, row)
                     print(json.dumps(row), flush=True)
+    points = read_rows(config.out / "curves.csv")
+    for voice in dict.fromkeys(point["voice"] for point in points):
+        own = [point for point in points if point["voice"] == voice]
+        save_figure(plot_curves(own), config.out / f"{voice}.png")
 
 
 if __name__ == "__main__":

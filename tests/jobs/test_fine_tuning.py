@@ -54,6 +54,7 @@ def test_every_method_has_a_row_and_a_stopped_comparison_continues(
     curves = read_rows(tmp_path / "out" / "curves.csv")
     assert {row["method"] for row in curves} == {"scratch", "upper"}
     assert all(float(row["seconds"]) >= 0 and int(row["step"]) <= 30 for row in curves)
+    assert [path.stem for path in (tmp_path / "out").glob("*.png")] == [curves[0]["voice"]]
     capsys.readouterr()
     compare(config)
     assert capsys.readouterr().out == ""
