@@ -162,12 +162,9 @@ def write_shards(
 
 
 def _pack_tar(entries: list[tuple[str, Segment]], mode: Mode) -> bytes:
-    # Imported here: webdataset imports torch where it is installed, and only the writer needs it.
-    import webdataset
-
+    """Return a tar with the bytes of webdataset's TarWriter; its package imports torch, which takes seconds."""
     buffer = io.BytesIO()
-    # Time, user and group are fixed; otherwise the same frames would not give the same bytes.
-    with webdataset.TarWriter(buffer, mtime=0, user="babble", group="babble") as writer:
+    with tarfile.open(fileobj=buffer, mode="w|") as tar:
         for key, segment in entries:
             about = {
                 "recording": segment.recording,
@@ -175,8 +172,12 @@ def _pack_tar(entries: list[tuple[str, Segment]], mode: Mode) -> bytes:
                 "frames": len(segment.frames),
                 "mode": mode.name,
             }
-            packets = pack_packets(segment.frames, mode)
-            writer.write({"__key__": key, "c2": c2_header(mode) + packets, "json": json.dumps(about).encode()})
+            parts = {"c2": c2_header(mode) + pack_packets(segment.frames, mode), "json": json.dumps(about).encode()}
+            for extension, data in parts.items():
+                # No time, and fixed names of user and group: the same frames give the same bytes.
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size, member.mode, member.uname, member.gname = len(data), 0o444, "babble", "babble"
+                tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
 
 

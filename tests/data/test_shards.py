@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
 from babble.codec.codec2 import read_c2
 from babble.codec.frames import MODES, Mode, get_mode
@@ -67,6 +68,18 @@ def test_a_segment_of_a_recording_keeps_its_first_frame(tmp_path: Path) -> None:
     (read,) = read_recordings(tmp_path, Manifest(M1300, {}, [], shards, []), "test")
     assert read.first_frame == 5000
     np.testing.assert_array_equal(read.frames, part.frames)
+
+
+def test_a_shard_is_what_webdataset_writes(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    written = (tmp_path / "train-000000.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(written)) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    buffer = io.BytesIO()
+    with webdataset.TarWriter(buffer, mtime=0, user="babble", group="babble") as writer:
+        for (name, packets), (_, about) in zip(members[::2], members[1::2], strict=True):
+            writer.write({"__key__": name.partition(".")[0], "c2": packets, "json": about})
+    assert written == buffer.getvalue()
 
 
 def test_the_same_recordings_are_the_same_bytes(tmp_path: Path) -> None:
