@@ -24,6 +24,8 @@ from babble.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 # Above it, an unlikely token every few tenths of a second breaks every word (LOG.md, 2026-11-26).
 TOKEN_TEMPERATURE = 0.4
+# Half a second: a change of temperature is heard after them.
+TOKENS_AHEAD = 6
 
 
 def check_token_temperature(temperature: float | None, model: Babbler) -> float:
@@ -122,9 +124,13 @@ class TokenRun:
             ]
             # In numpy, as all that changes from frame to frame: for a few integers, torch takes as long as a layer.
             self._now_B2 = self._sample(hidden_BH).numpy()
-            self._next_B2, self._state = self._choose_next()
+        # Tokens that were chosen and are not said yet, and how many of them each stream has taken.
+        self._queue: list[np.ndarray] = []
+        self._taken_B = np.zeros(len(prompts_BTF), dtype=np.int64)
+        self._last_B2 = self._now_B2
         self._since_B = np.zeros(len(prompts_BTF), dtype=np.int64)
         self._after_prompt = [part.copy() for part in self._list_arrays()]
+        self._next_B2 = self._take(np.ones(len(prompts_BTF), dtype=bool), self._now_B2)
         prompt_BTC = np.stack([make_context(sequences[place]).astype(np.int64) for place in places])
         # What follows the last token of the prompt is known now.
         last_tokens = prompt_BTC[:, -1:, 0]
@@ -138,11 +144,29 @@ class TokenRun:
             sampling = Sampling.for_mode(TOKENS, temperature=f"token={temperature}")
             self._sample = self._head.make_sampler(sampling, self._generator)
 
-    def _choose_next(self) -> tuple[np.ndarray, list[tuple[Tensor, ...]]]:
-        """Return the token (B, 2) after the present one of each stream, and the state of the network after it."""
+    def _take(self, is_over_B: np.ndarray, tokens_B2: np.ndarray) -> np.ndarray:
+        """Return the tokens (B, 2) with those of the streams that need a new one replaced by the next in the queue."""
+        if (self._taken_B[is_over_B] == len(self._queue)).any():
+            self._choose_ahead()
+        taken_B2 = np.stack(self._queue)[np.minimum(self._taken_B, len(self._queue) - 1), np.arange(len(tokens_B2))]
+        self._taken_B = self._taken_B + is_over_B
+        # What every stream has taken.
+        said = self._taken_B.min()
+        del self._queue[:said]
+        self._taken_B -= said
+        return np.where(is_over_B[:, None], taken_B2, tokens_B2)
+
+    def _choose_ahead(self) -> None:
+        """Choose the next tokens of all streams.
+
+        Several at once, which they allow as they do not depend on the frames: one at a time, the weights of the frame
+        model would drive those of this network out of the cache in between, and a step would take three times as long.
+        """
         with torch.inference_mode():
-            hidden_BH, state = self._step(torch.from_numpy(self._now_B2), self._state, None)
-            return self._sample(hidden_BH).numpy(), state
+            for _ in range(TOKENS_AHEAD):
+                hidden_BH, self._state = self._step(torch.from_numpy(self._last_B2), self._state, None)
+                self._last_B2 = self._sample(hidden_BH).numpy()
+                self._queue.append(self._last_B2)
 
     def context(self) -> Tensor:
         """Return the context of the next frame of each stream, int64 (B, C)."""
@@ -157,21 +181,18 @@ class TokenRun:
         if not is_over_B.any():
             return
         self._now_B2 = np.where(is_over_B[:, None], self._next_B2, self._now_B2)
-        chosen_B2, state = self._choose_next()
-        self._next_B2 = np.where(is_over_B[:, None], chosen_B2, self._next_B2)
-        if is_over_B.all():
-            self._state = state
-            return
-        is_over_B1 = torch.from_numpy(is_over_B)[:, None]
-        self._state = [
-            tuple(torch.where(is_over_B1, new, old) for new, old in zip(after, before, strict=True))
-            for after, before in zip(state, self._state, strict=True)
-        ]
+        self._next_B2 = self._take(is_over_B, self._next_B2)
 
     def start_over(self, stream: int) -> None:
         """Return one stream to the tokens after its prompt."""
         for now, after_prompt in zip(self._list_arrays(), self._after_prompt, strict=True):
             now[stream] = after_prompt[stream]
+        # What was chosen ahead is not said.
+        self._taken_B[stream] = len(self._queue)
+        self._next_B2 = self._take(np.arange(len(self._now_B2)) == stream, self._next_B2)
 
     def _list_arrays(self) -> list[np.ndarray]:
-        return [self._now_B2, self._next_B2, self._since_B, *(part.numpy() for layer in self._state for part in layer)]
+        # Copies, as the queue holds the last tokens too.
+        self._last_B2 = self._last_B2.copy()
+        state = [part.numpy() for layer in self._state for part in layer]
+        return [self._now_B2, self._since_B, self._last_B2, *state]

@@ -109,7 +109,8 @@ def test_tokens_of_a_lower_temperature_vary_less(level: TokenLevel) -> None:
         run = TokenRun(level, make_prompts(4), temperature, torch.Generator().manual_seed(0))
         return len(np.unique(collect(run, 200)[..., 0]))
 
-    assert count(0.05) < count(0.5) < count(5.0)
+    # The logits of an untrained network differ by little: at 0.5 its tokens are all but uniform.
+    assert count(0.02) < count(0.1) < count(5.0)
 
 
 def test_generated_frames_follow_their_tokens(model: Babbler, level: TokenLevel) -> None:
