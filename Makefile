@@ -38,6 +38,8 @@ demo: $(INSTALLED) ## Train on tests/speech for 3 minutes and generate babble.wa
 	@echo "  shards/demo            the training speech as Codec 2 frames"
 	@echo "Next:"
 	@echo "  $(BABBLE) generate runs/demo --seconds 60 --temperature 0.9 --out other.wav"
+	@echo "  $(BABBLE) live runs/demo      plays it in a browser, and the bundled voice, which has words"
+	@echo "  $(BABBLE) voice my.mp3        makes a voice of your own recordings"
 	@echo "  README.md shows how to train on a whole audiobook."
 
 test: $(INSTALLED) ## Run the test suite
