@@ -148,13 +148,15 @@ class TokenRun:
         """Return the tokens (B, 2) with those of the streams that need a new one replaced by the next in the queue."""
         if (self._taken_B[is_over_B] == len(self._queue)).any():
             self._choose_ahead()
-        taken_B2 = np.stack(self._queue)[np.minimum(self._taken_B, len(self._queue) - 1), np.arange(len(tokens_B2))]
-        self._taken_B = self._taken_B + is_over_B
-        # What every stream has taken.
-        said = self._taken_B.min()
+        tokens_B2 = tokens_B2.copy()
+        for stream in np.flatnonzero(is_over_B):
+            tokens_B2[stream] = self._queue[self._taken_B[stream]][stream]
+        self._taken_B += is_over_B
+        # What every stream has taken. Streams whose tokens are longer than those of others lag behind.
+        said = int(self._taken_B.min())
         del self._queue[:said]
         self._taken_B -= said
-        return np.where(is_over_B[:, None], taken_B2, tokens_B2)
+        return tokens_B2
 
     def _choose_ahead(self) -> None:
         """Choose the next tokens of all streams.
