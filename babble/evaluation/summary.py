@@ -24,8 +24,8 @@ def summarize_evaluation(evaluation: dict[str, Any]) -> dict[str, float]:
         reach, continuation = evaluation["context"]["reach"], evaluation["context"]["continuation"]
         numbers |= {f"context_reach/{s}_s": row["bits_per_frame"] for s, row in reach.items()}
         numbers |= {f"continuation_accuracy/{s}_s": row["accuracy"] for s, row in continuation.items()}
-    if "words" in evaluation:
-        numbers["words/place"] = evaluation["words"]["babble"]["word_bits"]["place"]
+    if "words" in evaluation and (word_bits := evaluation["words"]["babble"]["word_bits"]):
+        numbers["words/place"] = word_bits["place"]
     if "speech" in evaluation:
         statistics, accuracies = evaluation["speech"]["statistics"], evaluation["speech"]["classifier"]["babble"]
         numbers |= {f"classifier_accuracy/{s}_s": found["accuracy"] for s, found in accuracies.items() if found}

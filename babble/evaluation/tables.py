@@ -129,8 +129,11 @@ def _format_words(words: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for name, row in words.items():
         bits = row["word_bits"]
-        cells = [f"{bits['place']:.2f} ({bits['place_low']:.2f} to {bits['place_high']:.2f})"]
-        cells += [f"{row[key]['mean']:.3f} ({row[key]['low']:.3f} to {row[key]['high']:.3f})" for key in columns]
+        cells = [f"{bits['place']:.2f} ({bits['place_low']:.2f} to {bits['place_high']:.2f})" if bits else "no words"]
+        cells += [
+            f"{row[key]['mean']:.3f} ({row[key]['low']:.3f} to {row[key]['high']:.3f})" if row[key] else "no words"
+            for key in columns
+        ]
         lines.append(f"  {name:18s}" + "".join(f"{cell:>26s}" for cell in cells))
     return lines
 

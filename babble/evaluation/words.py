@@ -216,7 +216,8 @@ def measure_words(
     Returns:
         by set, "real speech" and the quilt included: "minutes", and by metric of `Recogniser.measure_clips` its
         "mean", and the 95 % interval "low" and "high" over clips; "word_bits" also has "place", "place_low" and
-        "place_high", 0 for the quilt and 1 for real speech.
+        "place_high", 0 for the quilt and 1 for real speech. It is None for a set without any word of that length, e.g.
+        one tone.
     """
     joined = np.concatenate(real)
     sets = {**speech, QUILT: [sample_quilt(joined, len(joined), seed)], REAL: real}
@@ -228,6 +229,9 @@ def measure_words(
         frames = sum(map(len, sets[name]))
         found[name] = {"minutes": frames / MODE.frames_per_second / 60}
         for metric, values in metrics.items():
+            if np.isnan(values).all():
+                found[name][metric] = None
+                continue
             means = _resample(values, rng)
             found[name][metric] = {"mean": float(np.nanmean(values)), **_interval(means)}
             if metric == "word_bits":

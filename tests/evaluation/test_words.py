@@ -9,6 +9,7 @@ from paths import ROOT
 from speech_samples import RATE, random_frames, read_tale
 
 from babble.evaluation.references import MIN_JUMP_FRAMES, QUILT_FRAMES, sample_quilt
+from babble.evaluation.tables import _format_words
 from babble.evaluation.words import LETTERS, QUILT, Recogniser, Spelling, measure_words
 
 WORDS = ROOT.parent / "shared/words"
@@ -78,7 +79,10 @@ def test_real_words_are_found_in_real_speech_and_not_in_blocks_of_160_ms():
         pytest.skip("the recogniser of the Tale's voice is not at hand")
     frames = read_tale(13)[: 10 * 60 * RATE]
     blocks = frames.reshape(-1, 4, 16)[np.random.default_rng(0).permutation(len(frames) // 4)].reshape(-1, 16)
-    words = measure_words(Recogniser.load(WORDS / "listener.pt"), {"blocks": [blocks]}, [frames])
+    tone = np.repeat(frames[1000:1001], 120 * RATE, axis=0)
+    words = measure_words(Recogniser.load(WORDS / "listener.pt"), {"blocks": [blocks], "tone": [tone]}, [frames])
+    assert words["tone"]["word_bits"] is None
+    assert "no words" in "\n".join(_format_words(words))
     assert words["blocks"]["word_bits"]["place"] < 0.15
     assert words["real speech"]["word_bits"]["mean"] > 0.2
     assert words[QUILT]["word_bits"]["mean"] < 0
