@@ -113,9 +113,7 @@ def _work(config: TrainConfig) -> None:
     print(f"Report: {shlex.quote(str(RunFolder(result.run).report))}")
     run = shlex.quote(str(result.run))
     if config.data.shards and read_manifest(config.data.shards).mode == TOKENS:
-        print(
-            f"Tokens have no sound. Train the network that speaks them: babble train --config words --token-model {run}"
-        )
+        print(f"Tokens have no sound. Next, train on frames with them: babble train --config words --token-model {run}")
     else:
         print(f"Generate speech: babble generate {run} --seconds 60 --out babble.wav")
 

@@ -24,7 +24,7 @@ from babble.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 # Above it, an unlikely token every few tenths of a second breaks every word (LOG.md, 2026-11-26).
 TOKEN_TEMPERATURE = 0.4
-# Half a second: a change of temperature is heard after them.
+# About half a second of speech: a change of temperature takes effect after them.
 TOKENS_AHEAD = 6
 
 
@@ -124,9 +124,9 @@ class TokenRun:
             ]
             # In numpy, as all that changes from frame to frame: for a few integers, torch takes as long as a layer.
             self._now_B2 = self._sample(hidden_BH).numpy()
-        # Tokens that were chosen and are not said yet, and how many of them each stream has taken.
+        # Tokens that were chosen and that not every stream has used, and how many of them each stream has used.
         self._queue: list[np.ndarray] = []
-        self._taken_B = np.zeros(len(prompts_BTF), dtype=np.int64)
+        self._used_B = np.zeros(len(prompts_BTF), dtype=np.int64)
         self._last_B2 = self._now_B2
         self._since_B = np.zeros(len(prompts_BTF), dtype=np.int64)
         self._after_prompt = [part.copy() for part in self._list_arrays()]
@@ -146,16 +146,16 @@ class TokenRun:
 
     def _take(self, is_over_B: np.ndarray, tokens_B2: np.ndarray) -> np.ndarray:
         """Return the tokens (B, 2) with those of the streams that need a new one replaced by the next in the queue."""
-        if (self._taken_B[is_over_B] == len(self._queue)).any():
+        if (self._used_B[is_over_B] == len(self._queue)).any():
             self._choose_ahead()
         tokens_B2 = tokens_B2.copy()
         for stream in np.flatnonzero(is_over_B):
-            tokens_B2[stream] = self._queue[self._taken_B[stream]][stream]
-        self._taken_B += is_over_B
-        # What every stream has taken. Streams whose tokens are longer than those of others lag behind.
-        said = int(self._taken_B.min())
-        del self._queue[:said]
-        self._taken_B -= said
+            tokens_B2[stream] = self._queue[self._used_B[stream]][stream]
+        self._used_B += is_over_B
+        # Those that every stream has used. Streams whose tokens are longer than those of others lag behind.
+        used = int(self._used_B.min())
+        del self._queue[:used]
+        self._used_B -= used
         return tokens_B2
 
     def _choose_ahead(self) -> None:
@@ -189,8 +189,8 @@ class TokenRun:
         """Return one stream to the tokens after its prompt."""
         for now, after_prompt in zip(self._list_arrays(), self._after_prompt, strict=True):
             now[stream] = after_prompt[stream]
-        # What was chosen ahead is not said.
-        self._taken_B[stream] = len(self._queue)
+        # What was chosen ahead is left out.
+        self._used_B[stream] = len(self._queue)
         self._next_B2 = self._take(np.arange(len(self._now_B2)) == stream, self._next_B2)
 
     def _list_arrays(self) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from babble.codec.frames import MODES, Mode
+from babble.model.config import HEADS_WITH_LIKELIHOOD
 from babble.model.heads import (
     COMPONENTS,
     FLAT_SHARE,
@@ -230,3 +231,7 @@ def test_removed_levels_are_never_sampled_and_each_field_has_its_own_temperature
     assert len(cold[:, 4].unique()) > 10
     if name != "autoregressive":  # There the most likely energy depends on the sampled pitch.
         assert len(cold[:, 5].unique()) == 1
+
+
+def test_the_settings_know_which_heads_have_a_likelihood() -> None:
+    assert tuple(name for name, head in HEADS.items() if head.has_likelihood) == HEADS_WITH_LIKELIHOOD
