@@ -3,9 +3,12 @@
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # In CI a test that is skipped for another reason fails. The reason of a skip starts with one of these.
 ALLOWED_SKIPS = (
@@ -60,10 +63,10 @@ def speech_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of real speech in mode 1300: 40 s and 30 s for training, 20 s for validation, 20 s for test."""
     # Imported here, after the environment is set.
     import soundfile
+    from shard_folder import write_folder
 
     from babble.codec.codec2 import encode_pcm
     from babble.codec.frames import MODES, unpack_packets
-    from babble.data.shards import Manifest, Segment, write_manifest, write_shards
 
     mode, folder = MODES["1300"], tmp_path_factory.mktemp("shards")
     seconds = {
@@ -71,19 +74,16 @@ def speech_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "validation": {"allison-07": 20},
         "test": {"allison-08": 20},
     }
-    shards, recordings = [], []
-    for split, lengths in seconds.items():
-        segments = []
-        for name, length in lengths.items():
-            path = Path(__file__).parent / "speech" / f"{name}.ogg"
-            pcm, rate = soundfile.read(path, frames=length * 8000, dtype="int16")
-            assert rate == 8000
-            segments.append(Segment(name, 0, unpack_packets(encode_pcm(pcm, mode), mode)))
-        shards += write_shards(folder, split, segments, mode, entries_per_shard=16)
-        recordings += [
-            {"name": s.recording, "split": split, "first_frame": 0, "frames": len(s.frames)} for s in segments
-        ]
-    write_manifest(folder, Manifest(mode, {}, recordings, shards, []))
+
+    def read_frames(name: str, length: int) -> "np.ndarray":
+        pcm, rate = soundfile.read(
+            Path(__file__).parent / "speech" / f"{name}.ogg", frames=length * 8000, dtype="int16"
+        )
+        assert rate == 8000
+        return unpack_packets(encode_pcm(pcm, mode), mode)
+
+    splits = {split: {n: read_frames(n, length) for n, length in lengths.items()} for split, lengths in seconds.items()}
+    write_folder(folder, mode, splits)
     return folder
 
 

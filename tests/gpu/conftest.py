@@ -27,23 +27,22 @@ def shards(gpu: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of mode 1300 whose levels walk at random: two recordings for training, one for validation."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")
+    from shard_folder import write_folder
+
     from babble.codec.frames import get_mode
-    from babble.data.shards import Manifest, Segment, write_manifest, write_shards
 
     mode, folder = get_mode("1300"), tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
-    written, recordings = [], []
-    for split, lengths in (("train", (1000, 800)), ("validation", (500,))):
-        segments = []
-        for number, length in enumerate(lengths):
-            walk = rng.integers(-1, 2, size=(length, mode.num_fields)).cumsum(axis=0)
-            levels = abs((walk + mode.levels) % (2 * mode.levels) - mode.levels).clip(max=mode.levels - 1)
-            segments.append(Segment(f"{split}-{number}", 0, levels.astype(mode.dtype)))
-        written += write_shards(folder, split, segments, mode, entries_per_shard=16)
-        recordings += [
-            {"name": s.recording, "split": split, "first_frame": 0, "frames": len(s.frames)} for s in segments
-        ]
-    write_manifest(folder, Manifest(mode, {}, recordings, written, []))
+
+    def walk(length: int) -> np.ndarray:
+        levels = rng.integers(-1, 2, size=(length, mode.num_fields)).cumsum(axis=0)
+        return abs((levels + mode.levels) % (2 * mode.levels) - mode.levels).clip(max=mode.levels - 1)
+
+    write_folder(
+        folder,
+        mode,
+        {"train": {"train-0": walk(1000), "train-1": walk(800)}, "validation": {"validation-0": walk(500)}},
+    )
     return folder
 
 
