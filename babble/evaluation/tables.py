@@ -51,7 +51,7 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
             rows = {name: metrics for name, metrics in evaluation["baselines"].items() if total in metrics}
             lines += [f"\n{unit}", *_format_metric({**rows, "this network": held_out}, total, part)]
     if "context" in evaluation:
-        lines += ["", *_format_context(evaluation["context"])]
+        lines += ["", *_format_context(evaluation["context"], "frame")]
     if "tokens" in evaluation:
         lines += ["", *_format_tokens(evaluation["tokens"])]
     if "speech" in evaluation:
@@ -100,16 +100,16 @@ def _format_tokens(tokens: dict[str, Any]) -> list[str]:
         f"  {tokens['bits_per_token']:8.3f}  bits per token, {tokens['tokens_per_second']:.1f} tokens per second",
         f"  {tokens['bits_per_frame_bound']:8.3f}  bits per frame of tokens and frames together, an upper bound",
     ]
-    return lines + (_format_context(tokens["context"]) if "context" in tokens else [])
+    return lines + (_format_context(tokens["context"], "token") if "context" in tokens else [])
 
 
-def _format_context(context: dict[str, Any]) -> list[str]:
+def _format_context(context: dict[str, Any], unit: str) -> list[str]:
     lines = []
     for key, value, title in (
         (
             "reach",
             "bits_per_frame",
-            "bits per frame saved by true context, compared with other speech up to this long before",
+            f"bits per {unit} saved by true context, compared with other speech up to this long before",
         ),
         ("continuation", "accuracy", "accuracy of choosing the true continuation (0.5 = chance), by its length"),
     ):
