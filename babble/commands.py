@@ -36,6 +36,6 @@ COMMANDS = {
     "report": Command("babble.report", "babble.report.ReportConfig", "runs and sweeps on one page"),
     "tune": Command("babble.tune", "babble.tune.TuneConfig", "sweep over settings"),
     "dashboard": Command("babble.dashboard", "babble.dashboard.DashboardConfig", "W&B workspace and report"),
-    "export": Command("babble.export", "babble.export.ExportConfig", "the weights of a run as one small file"),
+    "export": Command("babble.export", "babble.export.ExportConfig", "the weights of a run in a small folder"),
 }
 SHELLS = ("bash", "zsh", "tcsh")
