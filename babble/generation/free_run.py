@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from babble.generation.frame_graph import FrameGraph, NextFrame, Now
 from babble.generation.token_run import TOKEN_TEMPERATURE, TokenLevel, TokenRun
 from babble.model.babbler import Babbler
 from babble.model.sampling import Sampling
@@ -86,14 +87,23 @@ class FreeRun:
         with torch.inference_mode():
             hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)).to(device), None, context_BTC)
             self._step = model.make_step()
-        self.set_sampling(sampling or Sampling.for_mode(model.mode))
-        self._after_prompt = hidden_BTH[:, -1], state
+        self._after_prompt: Now = hidden_BTH[:, -1], state
         self._now = self._after_prompt
+        self.set_sampling(sampling or Sampling.for_mode(model.mode))
 
     def set_sampling(self, sampling: Sampling) -> None:
         """Sample the frames from now on with other settings."""
         with torch.inference_mode():
-            self._sample = self._head.make_sampler(sampling, self._generator)
+            sample = self._head.make_sampler(sampling, self._generator)
+
+            def next_frame(now: Now, context_BC: Tensor | None) -> tuple[Tensor, Now]:
+                frames_BF = sample(now[0])
+                return frames_BF, self._step(frames_BF, now[1], context_BC)
+
+            self._next_frame: NextFrame = next_frame
+            if self._generator.device.type == "cuda":
+                context_BC = self._tokens.context().to(self._generator.device) if self._tokens else None
+                self._next_frame = FrameGraph(next_frame, self._now, context_BC, self._generator)
 
     def set_token_temperature(self, temperature: float) -> None:
         """Choose the tokens from now on at another temperature; of no effect for a network without tokens."""
@@ -102,19 +112,16 @@ class FreeRun:
 
     def make_block(self, num_frames: int = BLOCK_FRAMES) -> np.ndarray:
         """Return the next frames (B, num_frames, F) of every stream."""
-        hidden_BH, state = self._now
         # One block per call: entering and leaving inference mode takes as long as a layer.
         with torch.inference_mode():
             block = []
             for _ in range(num_frames):
-                frames_BF = self._sample(hidden_BH)
+                frames_BF, self._now = self._next_frame(self._now, self._advance_tokens())
                 block.append(frames_BF)
-                hidden_BH, state = self._step(frames_BF, state, self._advance_tokens())
-            self._now = hidden_BH, state
             return torch.stack(block, dim=1).cpu().numpy().astype(self._dtype)
 
     def _advance_tokens(self) -> Tensor | None:
-        """Return the context of the frame after the one that was just sampled; None for a network without tokens."""
+        """Return the context of the frame after the one to be sampled; None for a network without tokens."""
         if self._tokens is None:
             return None
         self._tokens.advance()

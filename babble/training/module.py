@@ -120,8 +120,9 @@ class BabbleModule(pl.LightningModule):
 
     def _state_before(self, starts_B: Tensor) -> list[State] | None:
         """Return the recurrent state before a batch: the one after the last batch, except for rows that start anew."""
-        if self.carried is None or bool(starts_B.all()):
+        if self.carried is None:
             return None
+        # Also if all rows start anew: to ask whether they do would wait for a GPU.
         fresh = self.model.initial_state(len(starts_B))
         return [
             tuple(torch.where(starts_B[:, None], new, old) for new, old in zip(new_layer, old_layer, strict=True))

@@ -11,6 +11,7 @@ import torch
 from babble.codec.frames import get_mode
 from babble.evaluation import context
 from babble.evaluation.held_out import measure_held_out
+from babble.generation.frame_graph import FrameGraph, Now
 from babble.generation.free_run import FreeRun, generate_frames
 from babble.model.babbler import Babbler
 from babble.model.config import Cell, HeadName, ModelConfig
@@ -57,6 +58,39 @@ def test_the_same_seed_gives_the_same_frames_on_a_gpu(head: str, streams: int, g
     assert once.shape == (streams, 70, MODE.num_fields)
     assert (once < MODE.levels).all()
     assert np.array_equal(once, other) == (not model.head.has_likelihood)
+
+
+@pytest.mark.parametrize("head", get_args(HeadName))
+def test_a_recorded_frame_is_the_frame_itself(head: str, gpu: torch.device):
+    model = _network(head=head).to(gpu)
+    sampling = Sampling.for_mode(MODE, "0.9", "0.95", "0.01") if model.head.has_likelihood else Sampling.for_mode(MODE)
+    with torch.inference_mode():
+        hidden_BTH, state = model(torch.from_numpy(_frames(3, 5).astype(np.int64)).to(gpu))
+        step, found = model.make_step(), []
+        for is_recorded in (False, True):
+            generator = torch.Generator(gpu).manual_seed(1)
+            sample = model.head.make_sampler(sampling, generator)
+
+            def next_frame(now: Now, context_BC: torch.Tensor | None, sample: Any = sample) -> tuple[torch.Tensor, Now]:
+                frames_BF = sample(now[0])
+                return frames_BF, step(frames_BF, now[1], context_BC)
+
+            now = hidden_BTH[:, -1], state
+            make_frame = FrameGraph(next_frame, now, None, generator) if is_recorded else next_frame
+            for _ in range(20):
+                frames_BF, now = make_frame(now, None)
+                found.append(frames_BF.cpu())
+    torch.testing.assert_close(torch.stack(found[20:]), torch.stack(found[:20]), rtol=0, atol=0)
+
+
+def test_other_sampling_settings_take_effect_within_a_run_on_a_gpu(gpu: torch.device):
+    free_run = FreeRun(_network().to(gpu), _frames(2, 5), seed=1)
+    first = free_run.make_block(5)
+    free_run.set_sampling(Sampling.for_mode(MODE, temperature="0.01"))
+    cold = free_run.make_block(5)
+    free_run.set_sampling(Sampling.for_mode(MODE))
+    assert not np.array_equal(first, cold)
+    assert not np.array_equal(cold, free_run.make_block(5))
 
 
 @pytest.mark.parametrize("head", [head for head in get_args(HeadName) if head != "regression"])
