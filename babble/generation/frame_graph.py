@@ -32,6 +32,8 @@ class FrameGraph:
     """
 
     def __init__(self, next_frame: NextFrame, now: Now, context_BC: Tensor | None, generator: torch.Generator) -> None:
+        # The recording has the addresses of the weights, and does not keep them alive.
+        self._next_frame = next_frame
         hidden_BH, state = now
         self._now: Now = hidden_BH.clone(), [tuple(part.clone() for part in layer) for layer in state]
         self._context_BC = None if context_BC is None else context_BC.clone()
