@@ -3,9 +3,9 @@
     babble export runs/NAME --out voices/NAME
     babble generate voices/NAME --seconds 60 --out babble.wav
 
-Writes OUT/checkpoints/best.ckpt: the weights of a checkpoint in half precision, the network's settings, the Codec 2
-mode and the training settings. It contains no speech and no paths. The bundled voice, which generates if no run is
-named, was written with `--out babble/pretrained`.
+Writes OUT/checkpoints/best.ckpt: the weights of a checkpoint in a quarter of their size, the network's settings, the
+Codec 2 mode and the training settings. It contains no speech and no paths. The bundled voice, which generates if no run
+is named, was written with `--out babble/pretrained`.
 """
 
 import shlex
@@ -50,7 +50,7 @@ def export_voice(config: ExportConfig) -> Path:
     # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
     import torch
 
-    from babble.model.checkpoint import build_model, load_checkpoint
+    from babble.model.checkpoint import build_model, compress_weights, load_checkpoint
 
     assert config.run is not None
     assert config.out is not None
@@ -58,7 +58,7 @@ def export_voice(config: ExportConfig) -> Path:
     checkpoint = load_checkpoint(checkpoint_path)
     build_model(checkpoint)
     kept = {key: checkpoint[key] for key in ("hyper_parameters", "bypassed_layers", "epoch", "global_step")}
-    weights = {name: value.half() for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
+    weights = compress_weights(checkpoint["state_dict"])
     trained = {key: value for key, value in run.read_config().items() if key in TRAINING_SECTIONS}
     path = RunFolder(config.out).checkpoint("best")
     path.parent.mkdir(parents=True, exist_ok=True)

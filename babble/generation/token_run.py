@@ -17,7 +17,7 @@ from babble.codec.frames import TOKENS
 from babble.codec.token_sequences import CONTEXT, make_context
 from babble.files import replacing
 from babble.model.babbler import Babbler
-from babble.model.checkpoint import build_model, load_checkpoint
+from babble.model.checkpoint import build_model, compress_weights, load_checkpoint
 from babble.model.sampling import Sampling
 from babble.run_folder import RunFolder, locate_checkpoint
 from babble.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -74,7 +74,7 @@ def load_token_level(run: RunFolder, model: Babbler) -> TokenLevel | None:
 
 
 def write_token_level(path: Path, tokens: Path, token_model: Path) -> None:
-    """Write tokenizer and network into one file, in half precision.
+    """Write tokenizer and network into one small file.
 
     Args:
         path: the file.
@@ -87,7 +87,7 @@ def write_token_level(path: Path, tokens: Path, token_model: Path) -> None:
     checkpoint = load_checkpoint(locate_checkpoint(token_model)[1])
     if build_model(checkpoint).mode != TOKENS:
         raise ValueError(f"{token_model} was trained on frames, not on tokens.")
-    weights = {name: value.half() for name, value in checkpoint["state_dict"].items() if name.startswith("model.")}
+    weights = compress_weights(checkpoint["state_dict"])
     model = {"hyper_parameters": checkpoint["hyper_parameters"], "bypassed_layers": [], "state_dict": weights}
     with replacing(path) as temporary:
         torch.save({"tokenizer": load_tokenizer(tokens).state(), "model": model}, temporary)
