@@ -30,8 +30,8 @@ def read_progress(trainer: pl.Trainer, module: Any) -> tuple[str, dict[str, floa
     """
     has_bits = module.model.head.has_likelihood
     values = {}
-    if "train/loss" in trainer.callback_metrics:
-        values["training"] = float(trainer.callback_metrics["train/loss"]) * (module.mode.num_fields if has_bits else 1)
+    if module.latest_loss is not None:
+        values["training"] = float(module.latest_loss) * (module.mode.num_fields if has_bits else 1)
     if module.monitor in trainer.callback_metrics:
         values["validation"] = float(trainer.callback_metrics[module.monitor])
     return "bits per frame" if has_bits else "levels of error", values

@@ -75,8 +75,10 @@ class BabbleModule(pl.LightningModule):
         self.mode = mode
         self.optim = optim
         self.total_steps = optim.schedule_steps or total_steps
-        # The recurrent state after the last batch, and the sums of this validation. Not buffers: they are not weights.
+        # The recurrent state after the last batch, its loss in this process, and the sums of this validation. Not
+        # buffers: they are not weights.
         self.carried: list[State] | None = None
+        self.latest_loss: Tensor | None = None
         self.loss_sums = torch.empty(0)
 
     @property
@@ -94,13 +96,15 @@ class BabbleModule(pl.LightningModule):
             hidden_BTH, targets_BTF = hidden_BTH[:, -1:], targets_BTF[:, -1:]
         loss_BTF = self.model.head.loss(hidden_BTH, targets_BTF)
         loss = loss_BTF.mean()
-        # Over all processes, so that the loss curve does not depend on their number.
-        self.log("train/loss", loss, sync_dist=True)
+        losses = {"train/loss": loss}
+        self.latest_loss = loss.detach()
         for further, head in enumerate(self.model.heads_ahead, 1):
             loss_ahead = head.loss(hidden_BTH[:, :-further], targets_BTF[:, further:]).mean()
-            self.log(f"train/loss_ahead_{further + 1}", loss_ahead, sync_dist=True)
+            losses[f"train/loss_ahead_{further + 1}"] = loss_ahead
             loss = loss + AHEAD_WEIGHT * loss_ahead
         if is_logged(self.trainer):
+            # Over all processes, so that the loss curve does not depend on their number.
+            self.log_dict(losses, sync_dist=True)
             self._log_batch(hidden_BTH, targets_BTF, loss_BTF)
         return loss
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from babble.model.babbler import Babbler
 from babble.training.config import BeforeUnfreezing, Stage
+from babble.training.module import is_logged
 
 
 def stage_at(epoch: int, stages: tuple[Stage, ...]) -> int:
@@ -76,5 +77,5 @@ class Unfreezing(pl.Callback):
         # Not at the start of an epoch: a run that resumes within an epoch has no such event.
         if self.before_unfreezing == "bypassed":
             self.model.bypassed = bypassed_layers(trainer.current_epoch, self.stages, len(self.layers))
-        if self.stages:
+        if self.stages and is_logged(trainer):
             pl_module.log("train/stage", float(stage_at(trainer.current_epoch, self.stages)))

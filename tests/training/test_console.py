@@ -11,27 +11,25 @@ from babble.training.console import ConsoleLogger, DurationWarning, ProgressBar,
 
 
 def _trainer(step: int, **metrics: float) -> Any:
-    names = {"loss": "train/loss", "bits": "val/bits_per_frame", "speed": "train/frames_per_second"}
+    names = {"bits": "val/bits_per_frame", "speed": "train/frames_per_second"}
     known = {names[key]: value for key, value in metrics.items()}
     return SimpleNamespace(global_step=step, current_epoch=2, is_global_zero=True, callback_metrics=known)
 
 
-def _module() -> Any:
+def _module(loss: float | None = None) -> Any:
     model = SimpleNamespace(head=SimpleNamespace(has_likelihood=True))
-    return SimpleNamespace(model=model, mode=MODES["1300"], monitor="val/bits_per_frame")
+    return SimpleNamespace(model=model, mode=MODES["1300"], monitor="val/bits_per_frame", latest_loss=loss)
 
 
 def test_lines_show_bits_per_frame_for_training_and_validation(capsys: pytest.CaptureFixture[str]):
     # 2 bits per field are 32 bits per frame of 16 fields.
-    ConsoleLogger((), epochs=20, steps=None).on_validation_end(
-        _trainer(120, loss=2.0, bits=30.123, speed=5512.0), _module()
-    )
+    ConsoleLogger((), epochs=20, steps=None).on_validation_end(_trainer(120, bits=30.123, speed=5512.0), _module(2.0))
     line = "epoch 3/20, step 120: 32.00 in training, 30.12 in validation (bits per frame), 5,512 frames/s\n"
     assert capsys.readouterr().out == line
 
 
 def test_the_progress_bar_shows_the_same():
-    shown = ProgressBar().get_metrics(_trainer(120, loss=2.0, bits=30.123), _module())
+    shown = ProgressBar().get_metrics(_trainer(120, bits=30.123), _module(2.0))
     assert shown == {"bits per frame, training": "32.00", "bits per frame, validation": "30.12"}
 
 
