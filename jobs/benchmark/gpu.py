@@ -5,7 +5,7 @@
 3. Steps of the other cells next to the LSTM's.
 4. Generation by number of streams.
 
-It has not been run on a GPU yet. The tests run `measure_device` on a CPU, with a tiny network.
+The tests run `measure_device` on a CPU, with a tiny network.
 """
 
 import dataclasses
