@@ -55,7 +55,7 @@ class GenerateConfig:
         top_p: sample only from the most probable levels of a field that together have this probability; default 1.
         min_p: sample only from levels at least this probable, relative to the most probable one; default 0.
         token_temperature: of a voice with tokens, the sampling of what is said, where `temperature` is that of how it
-            sounds; 0.4 by default.
+            sounds; 0.7 by default.
         guard: on silence, a held tone, a pulse or a loop: "watch" reports it on the terminal and in the JSON, with its
             time in the WAV; "act" also restarts the stream from its prompt; "off" does nothing.
         what_if: edits of fields, separated by commas, e.g. "pitch=flat:120", "energy=+6dB", "lsp=mean", "voicing=off":

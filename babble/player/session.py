@@ -158,7 +158,8 @@ class Session:
         return {
             "voice": self.voice,
             "voices": self.voices.names,
-            "has_tokens": self._tokens is not None,
+            # Where its slider starts; without tokens there is none.
+            "token_temperature": TOKEN_TEMPERATURE if self._tokens else None,
             "groups": self.mode.groups if self._model.head.has_likelihood else [],
             "edits": [group for group, is_possible in possible.items() if is_possible],
             "mode": self.mode.name,

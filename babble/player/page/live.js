@@ -16,7 +16,7 @@ const SAMPLING = {
   top_p: {label: "Top-p", min: 0.3, max: 1, step: 0.01, value: 1},
   min_p: {label: "Min-p", min: 0, max: 0.3, step: 0.005, value: 0},
 };
-const TOKENS = {label: "What is said", min: 0.1, max: 1.2, step: 0.05, value: 0.4};
+const TOKENS = {label: "What is said", min: 0.1, max: 1.2, step: 0.05};
 const GROUP_NAMES = {voicing: "Voicing", pitch: "Pitch", energy: "Energy", lsp: "Spectrum"};
 
 let about = {};                  // What the server said about the session.
@@ -47,7 +47,7 @@ const send = message => socket.readyState === WebSocket.OPEN && socket.send(JSON
 
 function onAbout(message) {
   if (message.error) return say(message.error, true);
-  const isNew = message.mode !== about.mode || message.has_tokens !== about.has_tokens || String(message.groups) !== String(about.groups);
+  const isNew = message.mode !== about.mode || message.token_temperature !== about.token_temperature || String(message.groups) !== String(about.groups);
   about = message;
   if (isNew) makeControls();
   get("about").textContent = `${about.voice}, Codec 2 mode ${about.mode}`;
@@ -167,7 +167,10 @@ function makeControls() {
   }
   const said = document.createElement("div");
   said.className = "sliders";
-  if (about.has_tokens) said.append(makeSlider("tokens", TOKENS.label, TOKENS, "Temperature of what is said"));
+  if (about.token_temperature !== null) {
+    const slider = {...TOKENS, value: about.token_temperature};
+    said.append(makeSlider("tokens", TOKENS.label, slider, "Temperature of what is said"));
+  }
   get("sampling").replaceChildren(said, ...Object.entries(SAMPLING).flatMap(([key, slider]) => {
     const heading = Object.assign(document.createElement("h3"), {textContent: slider.label});
     const rows = Object.assign(document.createElement("div"), {className: "sliders"});
