@@ -1,4 +1,4 @@
-"""One frame of generation as a CUDA graph: some 150 small kernels are started by one call.
+"""One frame of generation as a CUDA graph: its many small kernels are started by one call.
 
     graph = FrameGraph(next_frame, now, context_BC, generator)
     frames_BF, now = graph(now, context_BC)
