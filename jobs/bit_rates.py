@@ -35,7 +35,7 @@ from babble.evaluation.classifier import measure_accuracy
 from babble.evaluation.distance import add_differences, frechet_distance_of_features
 from babble.evaluation.phones import PhoneCounter
 from babble.files import read_json, read_json_lines
-from babble.generation.free_run import generate_frames
+from babble.generation.free_run import generate_frames, one_thread
 from babble.generation.prompts import spread_prompts
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.run_folder import RunFolder
@@ -191,7 +191,10 @@ def compare_bit_rates(config: BitRatesConfig) -> None:
             if (mode.name, str(seed)) in done:
                 continue
             run = _train(config, shards, f"{mode.name}-{seed}", steps, seed)
-            row = {"mode": mode.name, "seed": seed, "steps": steps, **_measure(run, shards, original, seed)}
+            # Several threads are many times slower than one where other work shares the cores.
+            with one_thread():
+                metrics = _measure(run, shards, original, seed)
+            row = {"mode": mode.name, "seed": seed, "steps": steps, **metrics}
             append_row(table, row)
             print(json.dumps(row), flush=True)
 
