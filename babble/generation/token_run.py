@@ -22,8 +22,8 @@ from babble.model.sampling import Sampling
 from babble.run_folder import RunFolder, locate_checkpoint
 from babble.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-# At 1, an unlikely token every few tenths of a second breaks every word; below 0.7 there are no more words, and common
-# tokens become too frequent (LOG.md, 2026-11-26).
+# At 1, an unlikely token every few tenths of a second breaks every word; at 0.4 there are hardly more words, and a
+# classifier separates the babble from speech more often (LOG.md, 2026-11-26).
 TOKEN_TEMPERATURE = 0.7
 # About half a second of speech: a change of temperature takes effect after them.
 TOKENS_AHEAD = 6
