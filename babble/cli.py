@@ -110,6 +110,11 @@ def _make_parser(config_class: type[Any], prog: str, positional: str | None, epi
         help="YAML file of settings, or the name of a bundled one such as demo.",
     )
     _add_arguments(parser, config_class)
+    settings = list_settings(config_class)
+    for action in parser._actions:
+        if (setting := settings.get(action.dest)) and setting.is_list:
+            # As `CommandLine` reads it, not as jsonargparse does.
+            action.metavar = "ITEM ..."
     return parser
 
 

@@ -188,6 +188,7 @@ def test_help_comes_from_the_docstring(capsys: pytest.CaptureFixture[str]):
     assert "length in frames." in shown
     assert "{lstm,gru}" in shown
     assert "--init-from" in shown
+    assert "--sources ITEM ..." in shown
     assert "_" not in "".join(word for word in shown.split() if word.startswith("--"))
 
 
