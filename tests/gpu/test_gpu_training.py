@@ -58,7 +58,7 @@ def test_a_training_in_bfloat16_improves_on_its_first_epoch(
 def test_gradients_in_bfloat16_are_close_to_those_in_float32(cell: Any, gpu: torch.device):
     torch.manual_seed(0)
     model = Babbler(ModelConfig(cell=cell, num_layers=2, units=64, head_units=64), MODE).to(gpu)
-    # Half as many frames as a step of configs/babble.yaml: gradients are nearly as small as there.
+    # As many frames as a step of configs/babble.yaml: gradients are as small as there.
     frames_BTF = torch.stack([torch.randint(int(levels), (128, 65)) for levels in MODE.levels], dim=-1).to(gpu)
     gradients = []
     for is_mixed in (False, True):
