@@ -105,7 +105,7 @@ class LstmLayer(RecurrentLayer):
         def step(x_BI: Tensor, state: State) -> State:
             h, c = state
             gates = torch.addmm(bias, torch.cat([x_BI, h], dim=1), weight)
-            # In place, and without the Python code of `split`: an eighth faster with one stream.
+            # In place, and without `Tensor.split`: it is Python, and took 7 % of a frame of one stream.
             ifo, g = gates.split_with_sizes((3 * units, units), 1)
             i, f, o = ifo.sigmoid_().chunk(3, dim=1)
             c = f.mul_(c).addcmul_(i, g.tanh_())
