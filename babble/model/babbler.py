@@ -20,7 +20,8 @@ from torch.nn import functional
 from babble.codec.frames import TOKENS, Mode
 from babble.model.cells import CELLS, RecurrentLayer, State, Step
 from babble.model.config import ModelConfig
-from babble.model.heads import HEADS, Head
+from babble.model.head import Head
+from babble.model.heads import HEADS
 from babble.model.typed_list import TypedModuleList
 
 LayerCall = Callable[[Tensor, State], tuple[Tensor, State]]

@@ -5,8 +5,8 @@ from typing import Literal
 
 DeviceName = Literal["cpu", "gpu"]
 Cell = Literal["lstm", "gru", "hyperlstm", "diagonal_lstm"]
-HeadName = Literal["regression", "mixture", "categorical", "autoregressive"]
-HEADS_WITH_LIKELIHOOD = ("mixture", "categorical", "autoregressive")
+HeadName = Literal["regression", "mixture", "categorical", "autoregressive", "autoregressive_per_field"]
+HEADS_WITH_LIKELIHOOD = ("mixture", "categorical", "autoregressive", "autoregressive_per_field")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class ModelConfig:
         dropout: Probability of setting a unit to zero in training, between input, layers and head, never from frame to
             frame (Zaremba et al. 2014).
         head: Layer that predicts the next frame. autoregressive: each field given the previous fields of the frame.
-            categorical, mixture: each field independently. regression: the head of 2017, without a likelihood.
-        head_units: Hidden units of the autoregressive head, which all fields share; the other heads have none.
+            autoregressive_per_field: the same with hidden units of its own for each field, in two layers. categorical,
+            mixture: each field independently. regression: the head of 2017, without a likelihood.
+        head_units: Hidden units of the autoregressive head, which all fields share, or of each field of
+            autoregressive_per_field; the other heads have none.
         frames_ahead: Number of following frames predicted in training, each by its own head; 1 is the next frame only.
             The additional heads are not used in generation.
         tokens: Number of different tokens if the network also receives the token of the next frame (babble.tokens):
