@@ -6,7 +6,7 @@ to end, U the hidden units of the head.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from babble.model.head import Head, Sampler, find_median, measure_bits, sample_g
 from babble.model.sampling import Sampling
 from babble.model.typed_list import TypedModuleList
 
-# Returns the level of field f from its logits (B, V), given the levels chosen before.
+# (logits_BV, f) -> the levels (B,) of field f, given the levels chosen before.
 Choose = Callable[[Tensor, int], Tensor]
+# (hidden_BH, biases, choose) -> levels (B, F), field by field; the biases of each field's logits are (V,) or (B, V).
+Walk = Callable[[Tensor, Sequence[Tensor], Choose], Tensor]
 
 
 class _OrderedHead(Head):
@@ -39,8 +41,12 @@ class _OrderedHead(Head):
         """Return each field's logits (B, T, V), given the past and the target's previous fields."""
 
     @abstractmethod
-    def _make_walk(self) -> Callable[[Tensor, Choose], Tensor]:
-        """Return a function (hidden_BH, choose) -> levels (B, F), which goes through the fields in order."""
+    def _make_walk(self) -> Walk:
+        """Return a function that goes through the fields in order, with the current weights."""
+
+    def _out_weights(self) -> list[Tensor]:
+        """Return each field's weights (U, V)."""
+        return [out.weight.detach().t().contiguous() for out in self.outs]
 
     def loss(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> Tensor:
         """Return -log2 p of each field (B, T, F), given the past and the previous fields."""
@@ -48,26 +54,31 @@ class _OrderedHead(Head):
 
     def predict(self, hidden_BTH: Tensor) -> Tensor:
         """Return a median frame (B, T, F): each field's median given the past and the medians of previous fields."""
-        predicted_NF = self._make_walk()(hidden_BTH.flatten(0, 1), lambda logits_NV, f: find_median(logits_NV))
+        biases = [out.bias.detach() for out in self.outs]
+        predicted_NF = self._make_walk()(hidden_BTH.flatten(0, 1), biases, lambda logits_NV, f: find_median(logits_NV))
         return predicted_NF.view(*hidden_BTH.shape[:2], -1).to(hidden_BTH.dtype)
 
     def make_sampler(self, sampling: Sampling, generator: torch.Generator) -> Sampler:
-        """Return a function that samples levels (B, F), field by field."""
+        """Return a function that samples levels (B, F), field by field.
+
+        A level is the largest of log p / temperature + Gumbel noise. All fields' noise is drawn in one call, and with
+        no levels to remove it is part of the biases, times the temperature: a small tensor's operation takes as long
+        as one of the field's products.
+        """
         walk = self._make_walk()
+        biases = [out.bias.detach() for out in self.outs]
+        bias_L, levels_F = torch.cat(biases), torch.tensor(self.levels, device=biases[0].device)
+        temperature_L = bias_L.new_tensor(sampling.temperature).repeat_interleave(levels_F)
+        masks_any = sampling.masks_any
 
         def draw(hidden_BH: Tensor) -> Tensor:
-            # The noise of all fields in one call.
-            noise_BL = sample_gumbel(hidden_BH.new_empty(len(hidden_BH), sum(self.levels)), generator)
+            noise_BL = sample_gumbel(hidden_BH.new_empty(len(hidden_BH), len(bias_L)), generator).mul_(temperature_L)
+            if not masks_any:
+                noisy = noise_BL.add_(bias_L).split(self.levels, dim=1)
+                return walk(hidden_BH, noisy, lambda logits_BV, f: logits_BV.argmax(dim=1))
             noise = noise_BL.split(self.levels, dim=1)
-
-            def choose(logits_BV: Tensor, f: int) -> Tensor:
-                if sampling.masks_any:
-                    logits_BV = sampling.mask_logits(logits_BV, f)
-                if sampling.temperature[f] != 1:
-                    logits_BV = logits_BV / sampling.temperature[f]
-                return logits_BV.add_(noise[f]).argmax(dim=1)
-
-            return walk(hidden_BH, choose)
+            masked = lambda logits_BV, f: sampling.mask_logits(logits_BV, f).add_(noise[f]).argmax(dim=1)  # noqa: E731
+            return walk(hidden_BH, biases, masked)
 
         return draw
 
@@ -98,18 +109,18 @@ class AutoregressiveHead(_OrderedHead):
                 sum_BTU = sum_BTU + functional.embedding(targets_BTF[..., f], effect_VU)
         return logits
 
-    def _make_walk(self) -> Callable[[Tensor, Choose], Tensor]:
+    def _make_walk(self) -> Walk:
         biases_FU = self.bias_FU.detach()
         # A level's effect and the difference of the biases in one row: one addition between two fields.
         changes_FU = biases_FU.diff(dim=0, append=biases_FU[-1:])
         effects = self.effect_LU.detach().split(self.levels)
         changes = [effect_VU + change_U for effect_VU, change_U in zip(effects, changes_FU, strict=True)]
-        outs = [_transposed(out) for out in self.outs]
+        weights = self._out_weights()
 
-        def walk(hidden_BH: Tensor, choose: Choose) -> Tensor:
+        def walk(hidden_BH: Tensor, biases: Sequence[Tensor], choose: Choose) -> Tensor:
             sum_BU = self.past(hidden_BH) + biases_FU[0]
             levels = []
-            for f, ((weight, bias), change_VU) in enumerate(zip(outs, changes, strict=True)):
+            for f, (weight, bias, change_VU) in enumerate(zip(weights, biases, changes, strict=True)):
                 levels.append(choose(torch.addmm(bias, sum_BU.relu(), weight), f))
                 sum_BU.add_(change_VU.index_select(0, levels[-1]))
             return torch.stack(levels, dim=1)
@@ -166,14 +177,13 @@ class PerFieldHead(_OrderedHead):
             for out, second_NU in zip(self.outs, second_FNU, strict=True)
         ]
 
-    def _make_walk(self) -> Callable[[Tensor, Choose], Tensor]:
+    def _make_walk(self) -> Walk:
         fields = len(self.levels)
-        # The two products with the past in one, and the residual connection within the second layer's.
-        past_weight = (self.past.weight.detach() @ self.reduced.weight.detach()).t().contiguous()
-        past_bias = self.past.bias.detach()
-        seconds_FUU = self.second_FUU.detach() + torch.eye(self.second_FUU.shape[1], device=past_bias.device)
-        biases_FU = self.second_bias_FU.detach()
-        outs = [_transposed(out) for out in self.outs]
+        # The residual connection is one addition within the second layer's weights.
+        units = self.second_FUU.shape[1]
+        seconds = list(self.second_FUU.detach() + torch.eye(units, device=self.second_FUU.device))
+        second_biases = list(self.second_bias_FU.detach()[:, None])
+        weights = self._out_weights()
         # By field: what its level adds to the hidden units of all following fields, next to each other.
         columns = self.column_C.tolist()
         tables = self.effect.weight.detach().split([self.levels[column] for column in columns])
@@ -182,22 +192,15 @@ class PerFieldHead(_OrderedHead):
             for f in range(fields - 1)
         ]
 
-        def walk(hidden_BH: Tensor, choose: Choose) -> Tensor:
-            sum_BX = torch.addmm(past_bias, hidden_BH, past_weight)
-            units = biases_FU.shape[1]
+        def walk(hidden_BH: Tensor, biases: Sequence[Tensor], choose: Choose) -> Tensor:
+            sum_BX = self.past(self.reduced(hidden_BH)).detach()
+            sums = sum_BX.split(units, dim=1)
             levels = []
             for f in range(fields):
-                first_BU = sum_BX[:, :units].relu()
-                second_BU = torch.addmm(biases_FU[f], first_BU, seconds_FUU[f]).relu_()
-                levels.append(choose(torch.addmm(outs[f][1], second_BU, outs[f][0]), f))
-                sum_BX = sum_BX[:, units:]
+                second_BU = torch.addmm(second_biases[f], sums[f].relu(), seconds[f]).relu_()
+                levels.append(choose(torch.addmm(biases[f], second_BU, weights[f]), f))
                 if f < fields - 1:
-                    sum_BX.add_(changes[f].index_select(0, levels[-1]))
+                    sum_BX[:, (f + 1) * units :].add_(changes[f].index_select(0, levels[-1]))
             return torch.stack(levels, dim=1)
 
         return walk
-
-
-def _transposed(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a layer for `addmm`."""
-    return layer.weight.detach().t().contiguous(), layer.bias.detach()
