@@ -118,7 +118,7 @@ def test_a_mode_that_yaml_reads_as_a_number_is_a_mode(tmp_path: Path) -> None:
         (0.32, False, "demo", "about 3 minutes"),
         (1.9, False, "demo", "about 19 minutes"),
         (14.0, False, "babble-cpu", "about one hour"),
-        (14.0, True, "babble", "about six minutes"),
+        (14.0, True, "babble", "about five minutes"),
     ],
 )
 def test_the_recommended_config_fits_machine_and_speech(hours: float, has_gpu: bool, config: str, time: str) -> None:
