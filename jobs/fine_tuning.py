@@ -32,10 +32,10 @@ from babble.files import read_json, read_json_lines, write_bytes
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.config import ModelConfig
 from babble.reporting.plots.figures import make_grid, open_figure, save_figure
-from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
+from babble.run_folder import RunFolder
 from babble.training.config import SamplesConfig, Stage, TrainConfig
 from babble.training.wandb_run import WandbConfig
-from babble.voice import choose_training
+from babble.voice import choose_training, find_start
 from jobs.experiments import append_row, read_rows
 
 Method = Literal["scratch", "all", "ends", "upper"]
@@ -136,7 +136,7 @@ def make_config(
         runs=config.out / "runs",
         samples=SamplesConfig(every_epochs=0),
         unfreezing=stages.get(method, ()),
-        init_from=None if method == "scratch" else config.init_from or PRETRAINED,
+        init_from=None if method == "scratch" else find_start(config.init_from),
         log_every_steps=10,
         seed=seed,
         wandb=WandbConfig(mode="off"),
@@ -207,7 +207,7 @@ def compare(config: FineTuningConfig) -> None:
     """
     table = config.out / "fine-tuning.csv"
     done = {(row["voice"], row["minutes"], row["method"], row["seed"]) for row in read_rows(table)}
-    model = build_model(load_checkpoint(locate_checkpoint(config.init_from or PRETRAINED)[1])).config
+    model = build_model(load_checkpoint(find_start(config.init_from))).config
     for shards in config.shards:
         for minutes in config.minutes:
             folder = config.out / "shards" / f"{shards.name}-{minutes}"
