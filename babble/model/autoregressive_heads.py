@@ -31,10 +31,11 @@ class _OrderedHead(Head):
 
     has_likelihood = True
 
-    def __init__(self, units: int, mode: Mode) -> None:
+    outs: TypedModuleList[nn.Linear]
+
+    def __init__(self, mode: Mode) -> None:
         super().__init__()
         self.levels = mode.levels.tolist()
-        self.outs = TypedModuleList[nn.Linear](nn.Linear(units, levels) for levels in self.levels)
 
     @abstractmethod
     def field_logits(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> list[Tensor]:
@@ -93,11 +94,12 @@ class AutoregressiveHead(_OrderedHead):
     """
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
-        super().__init__(units, mode)
+        super().__init__(mode)
         self.past = nn.Linear(inputs, units)
         # What each level adds to the hidden units U of the following fields.
         self.effect_LU = nn.Parameter(torch.randn(sum(self.levels), units) / math.sqrt(4 * mode.num_fields))
         self.bias_FU = nn.Parameter(torch.zeros(mode.num_fields, units))
+        self.outs = TypedModuleList[nn.Linear](nn.Linear(units, levels) for levels in self.levels)
 
     def field_logits(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> list[Tensor]:
         """Return each field's logits (B, T, V), given the past and the target's previous fields."""
@@ -144,7 +146,7 @@ class PerFieldHead(_OrderedHead):
     first_place_F: Tensor
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
-        super().__init__(units, mode)
+        super().__init__(mode)
         fields = mode.num_fields
         self.reduced = nn.Linear(inputs, self.PAST_WIDTH * units, bias=False)
         self.past = nn.Linear(self.PAST_WIDTH * units, fields * units)
@@ -161,6 +163,7 @@ class PerFieldHead(_OrderedHead):
         self.register_buffer("first_place_F", torch.tensor(first_places), persistent=False)
         self.second_FUU = nn.Parameter(torch.empty(fields, units, units).uniform_(-(units**-0.5), units**-0.5))
         self.second_bias_FU = nn.Parameter(torch.zeros(fields, units))
+        self.outs = TypedModuleList[nn.Linear](nn.Linear(units, levels) for levels in self.levels)
 
     def field_logits(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> list[Tensor]:
         """Return each field's logits (B, T, V), given the past and the target's previous fields."""
