@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from paths import ROOT, SPEECH
 from player.conftest import write_voice
 
 from babble.data.shards import read_manifest
+from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.config import ModelConfig
-from babble.run_folder import RunFolder
-from babble.voice import BATCH_SIZE, VoiceConfig, choose_training, make_voice
+from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
+from babble.voice import BATCH_SIZE, VoiceConfig, choose_training, find_start, make_voice
 
 
 def start(folder: Path, *words: object) -> subprocess.Popen[str]:
@@ -54,6 +56,13 @@ def test_one_recording_becomes_a_voice_and_a_stopped_command_continues(tmp_path:
     assert "Listen: babble generate 'runs/my voice' --seconds 60 --out 'my voice.wav'" not in printed
     assert "Listen: babble generate 'runs/my voice' --seconds 60 --out 'my voice-babble.wav'" in printed
     assert "babble train --config" not in printed, "what babble preprocess advises"
+
+
+def test_without_a_named_run_a_voice_starts_from_the_bundled_network_before_tokens() -> None:
+    before = build_model(load_checkpoint(find_start(None))).config
+    bundled = build_model(load_checkpoint(locate_checkpoint(PRETRAINED)[1])).config
+    assert before.tokens == 0
+    assert before == replace(bundled, tokens=0)
 
 
 def test_the_amount_of_speech_decides_how_long_it_is_trained() -> None:

@@ -1,7 +1,6 @@
 """Heads that predict a frame field by field: each a softmax given the past and the previous fields of the frame.
 
-V are the levels of one field, L those of all fields, placed end
-to end, U the hidden units of the head.
+V are the levels of one field, L those of all fields, placed end to end, U the hidden units of the head or of a field.
 """
 
 import math
@@ -45,6 +44,10 @@ class _OrderedHead(Head):
     def _make_walk(self) -> Walk:
         """Return a function that goes through the fields in order, with the current weights."""
 
+    def _make_outs(self, units: int) -> TypedModuleList[nn.Linear]:
+        """Return the layers to the logits. They are made last: with a random seed, the order decides the weights."""
+        return TypedModuleList[nn.Linear](nn.Linear(units, levels) for levels in self.levels)
+
     def _out_weights(self) -> list[Tensor]:
         """Return each field's weights (U, V)."""
         return [out.weight.detach().t().contiguous() for out in self.outs]
@@ -78,8 +81,11 @@ class _OrderedHead(Head):
                 noisy = noise_BL.add_(bias_L).split(self.levels, dim=1)
                 return walk(hidden_BH, noisy, lambda logits_BV, f: logits_BV.argmax(dim=1))
             noise = noise_BL.split(self.levels, dim=1)
-            masked = lambda logits_BV, f: sampling.mask_logits(logits_BV, f).add_(noise[f]).argmax(dim=1)  # noqa: E731
-            return walk(hidden_BH, biases, masked)
+
+            def choose(logits_BV: Tensor, f: int) -> Tensor:
+                return sampling.mask_logits(logits_BV, f).add_(noise[f]).argmax(dim=1)
+
+            return walk(hidden_BH, biases, choose)
 
         return draw
 
@@ -99,7 +105,7 @@ class AutoregressiveHead(_OrderedHead):
         # What each level adds to the hidden units U of the following fields.
         self.effect_LU = nn.Parameter(torch.randn(sum(self.levels), units) / math.sqrt(4 * mode.num_fields))
         self.bias_FU = nn.Parameter(torch.zeros(mode.num_fields, units))
-        self.outs = TypedModuleList[nn.Linear](nn.Linear(units, levels) for levels in self.levels)
+        self.outs = self._make_outs(units)
 
     def field_logits(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> list[Tensor]:
         """Return each field's logits (B, T, V), given the past and the target's previous fields."""
@@ -143,7 +149,7 @@ class PerFieldHead(_OrderedHead):
 
     column_C: Tensor
     first_row_C: Tensor
-    first_place_F: Tensor
+    first_column_F: Tensor
 
     def __init__(self, inputs: int, units: int, mode: Mode) -> None:
         super().__init__(mode)
@@ -151,26 +157,26 @@ class PerFieldHead(_OrderedHead):
         self.reduced = nn.Linear(inputs, self.PAST_WIDTH * units, bias=False)
         self.past = nn.Linear(self.PAST_WIDTH * units, fields * units)
         # What each level of the previous fields adds to a field's hidden units: one table, by field, previous field
-        # and level. A frame's rows are looked up at once: of field 1 one, of field 2 two, C in all.
+        # and level. A frame has C rows in it, one of field 1, two of field 2 and so on, which are looked up at once.
         pairs = [(field, previous) for field in range(fields) for previous in range(field)]
         sizes = [self.levels[previous] for _, previous in pairs]
         self.effect = nn.EmbeddingBag(sum(sizes), units, mode="sum")
         nn.init.normal_(self.effect.weight, std=1 / math.sqrt(4 * fields))
-        first_rows = [sum(sizes[:place]) for place in range(len(sizes))]
+        first_rows = [sum(sizes[:column]) for column in range(len(sizes))]
         self.register_buffer("column_C", torch.tensor([previous for _, previous in pairs]).long(), persistent=False)
         self.register_buffer("first_row_C", torch.tensor(first_rows).long(), persistent=False)
-        first_places = [field * (field - 1) // 2 for field in range(fields)]
-        self.register_buffer("first_place_F", torch.tensor(first_places), persistent=False)
+        first_columns = [field * (field - 1) // 2 for field in range(fields)]
+        self.register_buffer("first_column_F", torch.tensor(first_columns), persistent=False)
         self.second_FUU = nn.Parameter(torch.empty(fields, units, units).uniform_(-(units**-0.5), units**-0.5))
         self.second_bias_FU = nn.Parameter(torch.zeros(fields, units))
-        self.outs = TypedModuleList[nn.Linear](nn.Linear(units, levels) for levels in self.levels)
+        self.outs = self._make_outs(units)
 
     def field_logits(self, hidden_BTH: Tensor, targets_BTF: Tensor) -> list[Tensor]:
         """Return each field's logits (B, T, V), given the past and the target's previous fields."""
         targets_NF = targets_BTF.flatten(0, 1)
         rows_NC = targets_NF[:, self.column_C] + self.first_row_C
-        first_places_NF = torch.arange(len(rows_NC), device=rows_NC.device)[:, None] * rows_NC.shape[1]
-        effect_XU = self.effect(rows_NC.flatten(), (first_places_NF + self.first_place_F).flatten())
+        first_columns_NF = torch.arange(len(rows_NC), device=rows_NC.device)[:, None] * rows_NC.shape[1]
+        effect_XU = self.effect(rows_NC.flatten(), (first_columns_NF + self.first_column_F).flatten())
         sum_NX = self.past(self.reduced(hidden_BTH.flatten(0, 1)))
         first_NFU = functional.relu(sum_NX.view(*targets_NF.shape, -1) + effect_XU.view(*targets_NF.shape, -1))
         second_FNU = torch.baddbmm(self.second_bias_FU[:, None], first_NFU.transpose(0, 1), self.second_FUU)
@@ -182,7 +188,7 @@ class PerFieldHead(_OrderedHead):
 
     def _make_walk(self) -> Walk:
         fields = len(self.levels)
-        # The residual connection is one addition within the second layer's weights.
+        # The identity, added to the second layer's weights, is its residual connection.
         units = self.second_FUU.shape[1]
         seconds = list(self.second_FUU.detach() + torch.eye(units, device=self.second_FUU.device))
         second_biases = list(self.second_bias_FU.detach()[:, None])

@@ -15,7 +15,6 @@ from babble.model.heads import (
     COMPONENTS,
     FLAT_SHARE,
     HEADS,
-    AutoregressiveHead,
     CategoricalHead,
     MixtureHead,
     RegressionHead,
@@ -24,6 +23,7 @@ from babble.model.sampling import Sampling
 
 MODE = MODES["1300"]
 H = 6
+AUTOREGRESSIVE = ("autoregressive", "autoregressive_per_field")
 
 
 def _sample(head: torch.nn.Module, hidden_BH: Tensor, seed: int, **settings: str) -> Tensor:
@@ -152,6 +152,14 @@ def test_a_mixture_can_put_nearly_all_probability_on_one_level_without_infinite_
     assert 10 < head.loss(hidden, torch.zeros_like(held))[0, 0, 4].item() < 30
 
 
+def _strengthen_effects(head: torch.nn.Module, factor: float) -> None:
+    """Multiply what a level adds to the hidden units of later fields, so that a mistake there shows."""
+    effects = [weight for name, weight in head.named_parameters() if name.startswith("effect")]
+    assert effects
+    for weight in effects:
+        weight.mul_(factor)
+
+
 def _small_mode() -> Mode:
     """A mode of four fields with 2 x 4 x 3 x 2 frames, so that all of them can be written out."""
     fields = tuple(
@@ -174,11 +182,12 @@ def test_the_probabilities_of_all_frames_of_a_small_mode_sum_to_one(name: str):
 
 
 @torch.no_grad()
-def test_autoregressive_samples_frames_as_often_as_they_are_probable():
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_autoregressive_samples_frames_as_often_as_they_are_probable(name: str):
     torch.manual_seed(0)
     mode = _small_mode()
-    head = AutoregressiveHead(H, 30, mode)
-    head.effect_LU.mul_(20)
+    head = HEADS[name](H, 30, mode)
+    _strengthen_effects(head, 20)
     every_frame = torch.tensor(list(itertools.product(*[range(levels) for levels in mode.levels])))[None]
     hidden = torch.randn(H)
     p = torch.exp2(-head.loss(hidden.expand(1, every_frame.shape[1], H), every_frame).sum(dim=-1))[0]
@@ -191,9 +200,10 @@ def test_autoregressive_samples_frames_as_often_as_they_are_probable():
 
 
 @torch.no_grad()
-def test_a_field_depends_only_on_previous_fields():
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_a_field_depends_only_on_previous_fields(name: str):
     torch.manual_seed(0)
-    head = AutoregressiveHead(H, 160, MODE)
+    head = HEADS[name](H, 160, MODE)
     hidden, frames = torch.randn(1, 1, H), _targets(1, 1)
     logits = head.field_logits(hidden, frames)
     for f in range(MODE.num_fields):
@@ -204,10 +214,11 @@ def test_a_field_depends_only_on_previous_fields():
 
 
 @torch.no_grad()
-def test_autoregressive_predicts_medians_given_the_previous_medians():
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_autoregressive_predicts_medians_given_the_previous_medians(name: str):
     torch.manual_seed(0)
-    head = AutoregressiveHead(H, 30, MODE)
-    head.effect_LU.mul_(5)
+    head = HEADS[name](H, 30, MODE)
+    _strengthen_effects(head, 5)
     hidden = torch.randn(2, 3, H)
     predicted = head.predict(hidden).long()
     for f, logits in enumerate(head.field_logits(hidden, predicted)):
