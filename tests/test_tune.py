@@ -84,13 +84,18 @@ def _metrics(run: Path) -> list[dict[str, float]]:
 
 
 def _trainings(folder: Path) -> list[int]:
-    """Return the process ids of the trainings whose arguments lie in this folder: other tests run trainings too."""
+    """Return the process ids of the trainings whose arguments lie in this folder: other tests run trainings too.
+
+    A sweep starts each training in a session of its own. A child of a training that has not yet become another
+    program (git, which names the source) has its parent's arguments and session, and does not count.
+    """
     found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(OSError):
-            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-            if b"babble.train" in words and any(word.startswith(os.fsencode(folder)) for word in words):
-                found.append(int(entry))
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            is_training = b"babble.train" in words and any(word.startswith(os.fsencode(folder)) for word in words)
+            if is_training and os.getsid(pid) == pid:
+                found.append(pid)
     return found
 
 

@@ -221,8 +221,8 @@ def _make_scheduler(plan: SweepPlan) -> TrialScheduler | None:
         return None
     return ASHAScheduler(
         time_attr="epoch",
-        # Trials end by themselves; no rung lies past their end.
-        max_t=plan.base["stop"]["epochs"] or 10**6,
+        # Trials end by themselves. A rung at the last epoch would call a trial stopped that has trained to its end.
+        max_t=(plan.base["stop"]["epochs"] or 10**6) - 1,
         grace_period=plan.grace_epochs,
         reduction_factor=plan.config.asha.factor,
         stop_last_trials=False,
