@@ -5,11 +5,12 @@
 An accuracy like that between two sets of real speech means that the classifier finds no difference.
 
 1. Both sets are cut into clips of one length, none across two recordings, and clips are dropped evenly until both sets
-   have the same number.
+   have the same number, a multiple of `NUM_FOLDS`.
 2. The clips of each set are split into `NUM_FOLDS` folds of consecutive clips. In turn one fold is the test set, the
    next one the validation set for early stopping, and the classifier is trained on the others. So test clips are not
    adjacent to training clips, except at the ends of a fold.
-3. The classifier: the sum of embedded fields, a bidirectional GRU, mean and maximum over the clip, one logit.
+3. The classifier: the sum of embedded fields, a bidirectional GRU, mean and maximum over the clip, one logit. Those of
+   all folds are trained side by side.
 4. The result is the mean accuracy over the test folds, with an interval from how the folds differ.
 
 Training on a fold is bounded: by `FRAMES_PER_FOLD` frames, so that clips of any length cost about the same, and by
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from babble.codec.frames import Mode
-from babble.model.babbler import EmbeddedInput
+from babble.evaluation.parallel_gru import run_gru
 
 NUM_FOLDS = 5
 # Student's t at 97.5 % with NUM_FOLDS - 1 degrees of freedom.
@@ -45,7 +46,8 @@ PATIENCE = 2
 # Cross-entropy per validation clip, in nats: below it, training stops.
 SOLVED_LOSS = 0.02
 MIN_CLIPS = 2 * NUM_FOLDS
-CLIPS_PER_EVALUATION_BATCH = 128
+# Of each fold.
+FRAMES_PER_EVALUATION_BATCH = 12_800
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,46 @@ class Accuracy:
     clips: int
 
 
-class ClipClassifier(nn.Module):
-    """Clips (B, T, F) -> the logit (B,) that each belongs to the first set."""
+class FoldClassifiers(nn.Module):
+    """A classifier per fold: clips (K, B, T, F) -> the logits (K, B) that each belongs to the first set.
+
+    They share no weights, and their gradients are independent: the first axis K of each weight is the classifier.
+    """
+
+    first_row_K1F: Tensor
 
     def __init__(self, mode: Mode) -> None:
         super().__init__()
-        self.input = EmbeddedInput(mode, WIDTH)
-        self.gru = nn.GRU(WIDTH, UNITS, batch_first=True, bidirectional=True)
-        self.dropout = nn.Dropout(DROPOUT)
-        self.logit = nn.Linear(4 * UNITS, 1)
+        num_levels = int(mode.levels.sum())
+        first_row_F = np.cumsum(mode.levels) - mode.levels
+        rows_K1F = torch.from_numpy(first_row_F + num_levels * np.arange(NUM_FOLDS)[:, None, None])
+        self.register_buffer("first_row_K1F", rows_K1F, persistent=False)
+        self.table_KLW = nn.Parameter(torch.randn(NUM_FOLDS, num_levels, WIDTH) * mode.num_fields**-0.5)
+        # Both directions and the gates r, z, n; initialized as PyTorch does it.
+        self.input_KWG = _uniform(UNITS, NUM_FOLDS, WIDTH, 6 * UNITS)
+        self.input_bias_KG = _uniform(UNITS, NUM_FOLDS, 6 * UNITS)
+        self.recurrent_KDUG = _uniform(UNITS, NUM_FOLDS, 2, UNITS, 3 * UNITS)
+        self.recurrent_bias_KDG = _uniform(UNITS, NUM_FOLDS, 2, 3 * UNITS)
+        self.logit_KH = _uniform(4 * UNITS, NUM_FOLDS, 4 * UNITS)
+        self.logit_bias_K1 = _uniform(4 * UNITS, NUM_FOLDS, 1)
 
-    def forward(self, clips_BTF: Tensor) -> Tensor:
-        """Return the logits (B,)."""
-        hidden_BTH, _ = self.gru(self.dropout(self.input(clips_BTF)))
-        pooled_BH = torch.cat([hidden_BTH.mean(dim=1), hidden_BTH.amax(dim=1)], dim=-1)
-        return self.logit(self.dropout(pooled_BH)).squeeze(-1)
+    def forward(self, clips_KBTF: Tensor) -> Tensor:
+        """Return the logits (K, B)."""
+        rows_NF = (clips_KBTF.flatten(1, 2) + self.first_row_K1F).flatten(0, 1)
+        x_NW = functional.embedding_bag(rows_NF, self.table_KLW.flatten(0, 1), mode="sum")
+        x_KXW = functional.dropout(x_NW, DROPOUT, self.training).unflatten(0, (NUM_FOLDS, -1))
+        x_KXG = torch.baddbmm(self.input_bias_KG[:, None], x_KXW, self.input_KWG)
+        forward_TKBG, backward_TKBG = x_KXG.view(*clips_KBTF.shape[:3], -1).permute(2, 0, 1, 3).chunk(2, dim=-1)
+        x_TNBG = torch.stack([forward_TKBG, backward_TKBG.flip(0)], dim=2).flatten(1, 2)
+        outputs_TNBU = run_gru(x_TNBG, self.recurrent_KDUG.flatten(0, 1), self.recurrent_bias_KDG.flatten(0, 1))
+        hidden_TKDBU = outputs_TNBU.unflatten(1, (NUM_FOLDS, 2))
+        pooled = torch.stack([hidden_TKDBU.mean(dim=0), hidden_TKDBU.amax(dim=0)])
+        pooled_KBH = functional.dropout(pooled.permute(1, 3, 0, 2, 4).flatten(2), DROPOUT, self.training)
+        return torch.einsum("kbh,kh->kb", pooled_KBH, self.logit_KH) + self.logit_bias_K1
+
+
+def _uniform(inputs: int, *shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(-(inputs**-0.5), inputs**-0.5))
 
 
 class ClipSet:
@@ -102,23 +129,24 @@ class ClipSet:
         self.starts = np.repeat(lengths.cumsum() - lengths, counts) + within * clip_frames
 
     def keep(self, num_clips: int) -> None:
-        """Keep `num_clips` clips, spread evenly, and assign them to folds."""
+        """Keep `num_clips` clips, a multiple of the number of folds, spread evenly; assign them to folds."""
         kept = np.linspace(0, len(self.starts) - 1, num_clips).round().astype(int)
         self.starts, self.recording = self.starts[kept], self.recording[kept]
-        self.folds = np.arange(num_clips) * NUM_FOLDS // num_clips
+        self.folds = np.arange(NUM_FOLDS).repeat(num_clips // NUM_FOLDS)
 
     def clips(self, starts: np.ndarray) -> Tensor:
         """Return the clips (B, T, F) that start at these frames."""
         return self.frames[torch.from_numpy(starts[:, None] + np.arange(self.clip_frames))]
 
-    def sample(self, is_training: np.ndarray, num_clips: int, rng: np.random.Generator) -> Tensor:
+    def sample(self, fold: int, num_clips: int, rng: np.random.Generator) -> Tensor:
         """Return random training clips (B, T, F), shifted by a random offset if the next clip is a training clip too.
 
         Args:
-            is_training: which clips are training clips, bool (clips,).
+            fold: the test fold, the next fold being the validation set; the other folds are the training set.
             num_clips: how many to sample.
             rng: source of randomness.
         """
+        is_training = (self.folds != fold) & (self.folds != (fold + 1) % NUM_FOLDS)
         chosen = rng.choice(np.flatnonzero(is_training), num_clips)
         following = np.minimum(chosen + 1, len(is_training) - 1)
         may_shift = (
@@ -142,56 +170,72 @@ def measure_accuracy(
         seed: random seed of weights, dropout and the order of clips.
     """
     sets = [ClipSet(recordings, clip_frames) for recordings in (ours, theirs)]
-    num_clips = min(len(clip_set.starts) for clip_set in sets)
+    num_clips = min(len(clip_set.starts) for clip_set in sets) // NUM_FOLDS * NUM_FOLDS
     if num_clips < MIN_CLIPS:
         return None
     for clip_set in sets:
         clip_set.keep(num_clips)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        scores = np.array([_run_fold(sets, mode, fold, seed) for fold in range(NUM_FOLDS)])
-    accuracy, auc = scores.mean(axis=0).tolist()
-    reach = STUDENT_T * float(scores[:, 0].std(ddof=1)) / math.sqrt(NUM_FOLDS)
+        torch.manual_seed(seed)
+        scores_K2 = _train_and_test(sets, mode, seed)
+    accuracy, auc = scores_K2.mean(axis=0).tolist()
+    reach = STUDENT_T * float(scores_K2[:, 0].std(ddof=1)) / math.sqrt(NUM_FOLDS)
     return Accuracy(accuracy, max(0.0, accuracy - reach), min(1.0, accuracy + reach), auc, num_clips)
 
 
-def _run_fold(sets: list[ClipSet], mode: Mode, fold: int, seed: int) -> tuple[float, float]:
-    """Return accuracy and AUC on a test fold, of the weights with the lowest validation loss."""
-    torch.manual_seed(seed * NUM_FOLDS + fold)
-    rng = np.random.default_rng([seed, fold])
-    validation_fold = (fold + 1) % NUM_FOLDS
-    test, validation = ([s.clips(s.starts[s.folds == chosen]) for s in sets] for chosen in (fold, validation_fold))
-    is_training = [(s.folds != fold) & (s.folds != validation_fold) for s in sets]
-    network = ClipClassifier(mode)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+def _train_and_test(sets: list[ClipSet], mode: Mode, seed: int) -> np.ndarray:
+    """Return accuracy and AUC (K, 2) on each test fold, of the weights with the lowest validation loss."""
     clip_frames = sets[0].clip_frames
     half = max(MIN_CLIPS_PER_BATCH, FRAMES_PER_BATCH // clip_frames) // 2
-    targets = torch.cat([torch.ones(half), torch.zeros(half)])
+    targets_KB = torch.cat([torch.ones(NUM_FOLDS, half), torch.zeros(NUM_FOLDS, half)], dim=1)
     steps_per_check = max(1, FRAMES_PER_CHECK // (2 * half * clip_frames))
-    best_loss, best_check, scores = math.inf, 0, (0.5, 0.5)
+    # Classifier k is tested on fold k and validated on the next one.
+    tests = [s.clips(s.starts).unflatten(0, (NUM_FOLDS, -1)) for s in sets]
+    validations = [clips_KBTF.roll(-1, dims=0) for clips_KBTF in tests]
+    rngs = [np.random.default_rng([seed, fold]) for fold in range(NUM_FOLDS)]
+    classifiers = FoldClassifiers(mode)
+    optimizer = torch.optim.AdamW(classifiers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    best_loss_K, best_check_K, scores_K2 = np.full(NUM_FOLDS, np.inf), np.zeros(NUM_FOLDS), np.full((NUM_FOLDS, 2), 0.5)
+    is_training_K = np.full(NUM_FOLDS, True)
     for check in range(FRAMES_PER_FOLD // FRAMES_PER_CHECK):
         for _ in range(steps_per_check):
-            clips = torch.cat([s.sample(chosen, half, rng) for s, chosen in zip(sets, is_training, strict=True)])
-            loss = functional.binary_cross_entropy_with_logits(network(clips), targets)
+            clips = [torch.cat([s.sample(fold, half, rng) for s in sets]) for fold, rng in enumerate(rngs)]
+            losses_KB = functional.binary_cross_entropy_with_logits(
+                classifiers(torch.stack(clips)), targets_KB, reduction="none"
+            )
             optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            losses_KB.mean(dim=1).sum().backward()
+            _clip_gradients(classifiers)
             optimizer.step()
-        ours, theirs = (_compute_logits(network, clips) for clips in validation)
-        validation_loss = float((functional.softplus(-ours).mean() + functional.softplus(theirs).mean()) / 2)
-        if validation_loss < best_loss:
-            best_loss, best_check = validation_loss, check
-            scores = score_logits(*(_compute_logits(network, clips) for clips in test))
-        if validation_loss < SOLVED_LOSS or check - best_check >= PATIENCE:
+        ours_KB, theirs_KB = (_compute_logits(classifiers, clips) for clips in validations)
+        loss_K = ((functional.softplus(-ours_KB) + functional.softplus(theirs_KB)).mean(dim=1) / 2).numpy()
+        is_best_K = is_training_K & (loss_K < best_loss_K)
+        if is_best_K.any():
+            best_loss_K[is_best_K], best_check_K[is_best_K] = loss_K[is_best_K], check
+            logits = zip(*(_compute_logits(classifiers, clips) for clips in tests), strict=True)
+            scores_K2[is_best_K] = np.array([score_logits(*pair) for pair in logits])[is_best_K]
+        is_training_K &= (loss_K >= SOLVED_LOSS) & (check - best_check_K < PATIENCE)
+        if not is_training_K.any():
             break
-    return scores
+    return scores_K2
+
+
+def _clip_gradients(classifiers: FoldClassifiers) -> None:
+    """Scale the gradients of each classifier to a norm of at most 1."""
+    gradients = [parameter.grad for parameter in classifiers.parameters() if parameter.grad is not None]
+    norm_K = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    scale_K = (1 / (norm_K + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(scale_K.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 @torch.no_grad()
-def _compute_logits(network: ClipClassifier, clips_BTF: Tensor) -> Tensor:
-    network.eval()
-    logits_B = torch.cat([network(clips) for clips in clips_BTF.split(CLIPS_PER_EVALUATION_BATCH)])
-    network.train()
-    return logits_B
+def _compute_logits(classifiers: FoldClassifiers, clips_KBTF: Tensor) -> Tensor:
+    classifiers.eval()
+    clips_per_batch = max(1, FRAMES_PER_EVALUATION_BATCH // clips_KBTF.shape[2])
+    logits_KB = torch.cat([classifiers(clips) for clips in clips_KBTF.split(clips_per_batch, dim=1)], dim=1)
+    classifiers.train()
+    return logits_KB
 
 
 def score_logits(ours: Tensor, theirs: Tensor) -> tuple[float, float]:

@@ -82,16 +82,16 @@ def test_clips_lie_within_one_recording_and_training_clips_are_not_tested():
         *(200, 210, 220, 230),
         *range(300, 390, 10),
     ]
-    clip_set.keep(16)
-    assert np.bincount(clip_set.folds).tolist() == [4, 3, 3, 3, 3]
-    assert len(np.bincount(clip_set.folds)) == NUM_FOLDS
-    tested = {t for clip in clip_set.clips(clip_set.starts[clip_set.folds == 3]) for t in clip[:, 0].tolist()}
-    sampled = clip_set.sample(clip_set.folds != 3, 3000, np.random.default_rng(0))[:, :, 0]
-    assert tested.isdisjoint(sampled.flatten().tolist())
+    clip_set.keep(15)
+    assert np.bincount(clip_set.folds).tolist() == [3] * NUM_FOLDS
+    sampled = clip_set.sample(3, 3000, np.random.default_rng(0))[:, :, 0]
+    for fold in (3, 4):
+        held_out = {t for clip in clip_set.clips(clip_set.starts[clip_set.folds == fold]) for t in clip[:, 0].tolist()}
+        assert held_out.isdisjoint(sampled.flatten().tolist())
     assert (sampled.diff(dim=1) == 1).all()
     assert set((sampled[:, 0] // 100).tolist()) == {0, 2, 3}
-    # Shifted into the following training clip, so nearly every frame is a start.
-    assert len(set(sampled[:, 0].tolist())) > 80
+    # Six of the nine training clips may be shifted into the one that follows, by 0 to 9 frames.
+    assert len(set(sampled[:, 0].tolist())) == 6 * 10 + 3
 
 
 def test_accuracy_and_auc_are_counted_by_hand():
