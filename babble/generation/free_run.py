@@ -6,7 +6,7 @@ State is carried from frame to frame, so every frame costs the same, however man
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from babble.generation.frame_graph import FrameGraph, NextFrame, Now
 from babble.generation.token_run import TOKEN_TEMPERATURE, TokenLevel, TokenRun
-from babble.model.babbler import Babbler
+from babble.model.babbler import Added, Babbler
 from babble.model.sampling import Sampling
 
 # Frames that are sampled together and then written: one or two seconds of speech.
@@ -84,7 +84,11 @@ class FreeRun:
         if tokens:
             self._tokens = TokenRun(tokens, prompts_BTF, token_temperature, torch.Generator().manual_seed(seed))
         context_BTC = self._tokens.prompt_context_BTC.to(device) if self._tokens else None
+        self._context = model.context
         with torch.inference_mode():
+            self._first_added = None
+            if self._context and context_BTC is not None:
+                self._first_added = self._context(context_BTC[:, -1])
             hidden_BTH, state = model(torch.from_numpy(prompts_BTF.astype(np.int64)).to(device), None, context_BTC)
             self._step = model.make_step()
         self._after_prompt: Now = hidden_BTH[:, -1], state
@@ -96,14 +100,13 @@ class FreeRun:
         with torch.inference_mode():
             sample = self._head.make_sampler(sampling, self._generator)
 
-            def next_frame(now: Now, context_BC: Tensor | None) -> tuple[Tensor, Now]:
+            def next_frame(now: Now, added: Added | None) -> tuple[Tensor, Now]:
                 frames_BF = sample(now[0])
-                return frames_BF, self._step(frames_BF, now[1], context_BC)
+                return frames_BF, self._step(frames_BF, now[1], added)
 
             self._next_frame: NextFrame = next_frame
             if self._generator.device.type == "cuda":
-                context_BC = self._tokens.context().to(self._generator.device) if self._tokens else None
-                self._next_frame = FrameGraph(next_frame, self._now, context_BC, self._generator)
+                self._next_frame = FrameGraph(next_frame, self._now, self._first_added, self._generator)
 
     def set_token_temperature(self, temperature: float) -> None:
         """Choose the tokens from now on at another temperature; of no effect for a network without tokens."""
@@ -115,17 +118,17 @@ class FreeRun:
         # One block per call: entering and leaving inference mode takes as long as a layer.
         with torch.inference_mode():
             block = []
-            for _ in range(num_frames):
-                frames_BF, self._now = self._next_frame(self._now, self._advance_tokens())
+            for added in self._advance_tokens(num_frames):
+                frames_BF, self._now = self._next_frame(self._now, added)
                 block.append(frames_BF)
             return torch.stack(block, dim=1).cpu().numpy().astype(self._dtype)
 
-    def _advance_tokens(self) -> Tensor | None:
-        """Return the context of the frame after the one to be sampled; None for a network without tokens."""
-        if self._tokens is None:
-            return None
-        self._tokens.advance()
-        return self._tokens.context().to(self._now[0].device)
+    def _advance_tokens(self, num_frames: int) -> Iterable[Added | None]:
+        """Return what the context adds after each of the next frames; None for a network without tokens."""
+        if self._tokens is None or self._context is None:
+            return [None] * num_frames
+        to_input_TBI, to_head_TBH = self._context(self._tokens.advance(num_frames).to(self._now[0].device))
+        return zip(to_input_TBI.unbind(), to_head_TBH.unbind(), strict=True)
 
     def start_over(self, stream: int) -> None:
         """Return one stream to the state after its prompt; the frames sampled from there are new ones."""

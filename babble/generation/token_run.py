@@ -1,8 +1,7 @@
 """Tokens on their way: what is said next, chosen by a network over tokens, one token ahead of the frames.
 
-run = TokenRun(level, prompts_BTF, sampling, generator)
-context_BC = run.context()      # of the next frame of each stream
-run.advance()
+run = TokenRun(level, prompts_BTF, temperature, generator)
+context_TBC = run.advance(num_frames)   # of the frames that follow the last one
 """
 
 import math
@@ -25,8 +24,6 @@ from babble.tokenizer.tokenizer import Tokenizer, load_tokenizer
 # At 1, an unlikely token every few tenths of a second breaks every word; at 0.4 there are hardly more words, and a
 # classifier separates the babble from speech more often (LOG.md, 2026-11-26).
 TOKEN_TEMPERATURE = 0.7
-# About half a second of speech: a change of temperature takes effect after them.
-TOKENS_AHEAD = 6
 
 
 def check_token_temperature(temperature: float | None, model: Babbler) -> float:
@@ -123,21 +120,22 @@ class TokenRun:
                 tuple(torch.cat(parts) for parts in zip(*layers, strict=True))
                 for layers in zip(*(ends[place][1] for place in places), strict=True)
             ]
-            # In numpy, as all that changes from frame to frame: for a few integers, torch takes as long as a layer.
-            self._now_B2 = self._sample(hidden_BH).numpy()
-        # Tokens that were chosen and that not every stream has used, and how many of them each stream has used.
-        self._queue: list[np.ndarray] = []
-        self._used_B = np.zeros(len(prompts_BTF), dtype=np.int64)
-        self._last_B2 = self._now_B2
-        self._since_B = np.zeros(len(prompts_BTF), dtype=np.int64)
-        self._after_prompt = [part.copy() for part in self._list_arrays()]
-        self._next_B2 = self._take(np.ones(len(prompts_BTF), dtype=bool), self._now_B2)
+            self._last_B2 = self._sample(hidden_BH).numpy()
+        num_streams = len(prompts_BTF)
+        # Chosen tokens that are not over in every stream, and of each stream the place of its own one among them, and
+        # how many frames its last frame is after that token's first: the token after a prompt has none yet.
+        self._chosen = [self._last_B2]
+        self._place_B, self._since_B = np.zeros(num_streams, np.int64), np.full(num_streams, -1)
         prompt_BTC = np.stack([make_context(sequences[place]).astype(np.int64) for place in places])
         # What follows the last token of the prompt is known now.
         last_tokens = prompt_BTC[:, -1:, 0]
         is_last_BT = (prompt_BTC[..., 0] == last_tokens) & (prompt_BTC[..., 1] == last_tokens)
-        prompt_BTC[..., 1] = np.where(is_last_BT, self._now_B2[:, :1], prompt_BTC[..., 1])
-        self.prompt_context_BTC = torch.cat([torch.from_numpy(prompt_BTC[:, 1:]), self.context()[:, None]], dim=1)
+        prompt_BTC[..., 1] = np.where(is_last_BT, self._last_B2[:, :1], prompt_BTC[..., 1])
+        first_BTC = self.advance(1).transpose(0, 1)
+        self.prompt_context_BTC = torch.cat([torch.from_numpy(prompt_BTC[:, 1:]), first_BTC], dim=1)
+        # That first frame has made the token after its own known.
+        self._first_NB2 = np.stack(self._chosen)
+        self._first_state = [tuple(part.clone() for part in layer) for layer in self._state]
 
     def set_temperature(self, temperature: float) -> None:
         """Choose the tokens from now on at another temperature."""
@@ -145,57 +143,58 @@ class TokenRun:
             sampling = Sampling.for_mode(TOKENS, temperature=f"token={temperature}")
             self._sample = self._head.make_sampler(sampling, self._generator)
 
-    def _take(self, is_over_B: np.ndarray, tokens_B2: np.ndarray) -> np.ndarray:
-        """Return the tokens (B, 2) with those of the streams that need a new one replaced by the next in the queue."""
-        if (self._used_B[is_over_B] == len(self._queue)).any():
-            self._choose_ahead()
-        tokens_B2 = tokens_B2.copy()
-        for stream in np.flatnonzero(is_over_B):
-            tokens_B2[stream] = self._queue[self._used_B[stream]][stream]
-        self._used_B += is_over_B
-        # Those that every stream has used. Streams whose tokens are longer than those of others lag behind.
-        used = int(self._used_B.min())
-        del self._queue[:used]
-        self._used_B -= used
-        return tokens_B2
+    def advance(self, num_frames: int) -> Tensor:
+        """Go on by some frames and return their contexts, int64 (T, B, C)."""
+        place_TB, starts_NB, tokens_NB2 = self._place_frames(num_frames)
+        streams = np.arange(len(self._since_B))
+        since_TB = self._since_B + np.arange(1, num_frames + 1)[:, None] - starts_NB[place_TB, streams]
+        now_TB2, next_TB2 = tokens_NB2[place_TB, streams], tokens_NB2[place_TB + 1, streams]
+        left_TB = now_TB2[..., 1] - since_TB
+        columns = {"token": now_TB2[..., 0], "next": next_TB2[..., 0], "left": left_TB, "since": since_TB}
+        self._place_B, self._since_B = place_TB[-1], since_TB[-1]
+        # Streams whose tokens are longer than those of others lag behind.
+        used = int(self._place_B.min())
+        del self._chosen[:used]
+        self._place_B -= used
+        return torch.from_numpy(np.stack([columns[name] for name in CONTEXT], axis=-1))
 
-    def _choose_ahead(self) -> None:
-        """Choose the next tokens of all streams.
+    def _place_frames(self, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the place of each of the next frames' token; where each token starts; and the tokens.
 
-        Several at once, which they allow as they do not depend on the frames: one at a time, the weights of the frame
-        model would drive those of this network out of the cache in between, and a step would take three times as long.
+        Tokens are chosen here, all that the frames need: they do not depend on the frames, and one at a time the
+        weights of the frame model would drive those of this network out of the cache in between.
+
+        Returns:
+            place_TB: among the tokens.
+            starts_NB: in frames after the first one of a stream's present token.
+            tokens_NB2: token and duration - 1.
         """
+        last_B = self._since_B + num_frames
+        while True:
+            tokens_NB2 = np.stack(self._chosen)
+            is_over_NB = np.arange(len(tokens_NB2))[:, None] < self._place_B
+            lengths_NB = np.where(is_over_NB, 0, tokens_NB2[..., 1] + 1)
+            ends_NB = lengths_NB.cumsum(axis=0)
+            # The token after that of the last frame has to be known too.
+            if len(ends_NB) > 1 and (ends_NB[-2] > last_B).all():
+                break
+            self._choose_next()
+        frames_TB = self._since_B + np.arange(1, num_frames + 1)[:, None]
+        return (ends_NB <= frames_TB[:, None]).sum(axis=1), ends_NB - lengths_NB, tokens_NB2
+
+    def _choose_next(self) -> None:
+        """Choose the next token of all streams."""
         with torch.inference_mode():
-            for _ in range(TOKENS_AHEAD):
-                hidden_BH, self._state = self._step(torch.from_numpy(self._last_B2), self._state, None)
-                self._last_B2 = self._sample(hidden_BH).numpy()
-                self._queue.append(self._last_B2)
-
-    def context(self) -> Tensor:
-        """Return the context of the next frame of each stream, int64 (B, C)."""
-        left_B = self._now_B2[:, 1] - self._since_B
-        columns = {"token": self._now_B2[:, 0], "next": self._next_B2[:, 0], "left": left_B, "since": self._since_B}
-        return torch.from_numpy(np.stack([columns[name] for name in CONTEXT], axis=1))
-
-    def advance(self) -> None:
-        """Go on by one frame."""
-        is_over_B = self._since_B >= self._now_B2[:, 1]
-        self._since_B = np.where(is_over_B, 0, self._since_B + 1)
-        if not is_over_B.any():
-            return
-        self._now_B2 = np.where(is_over_B[:, None], self._next_B2, self._now_B2)
-        self._next_B2 = self._take(is_over_B, self._next_B2)
+            hidden_BH, self._state = self._step(torch.from_numpy(self._last_B2), self._state)
+            self._last_B2 = self._sample(hidden_BH).numpy()
+        self._chosen.append(self._last_B2)
 
     def start_over(self, stream: int) -> None:
-        """Return one stream to the tokens after its prompt."""
-        for now, after_prompt in zip(self._list_arrays(), self._after_prompt, strict=True):
-            now[stream] = after_prompt[stream]
-        # What was chosen ahead is left out.
-        self._used_B[stream] = len(self._queue)
-        self._next_B2 = self._take(np.arange(len(self._now_B2)) == stream, self._next_B2)
-
-    def _list_arrays(self) -> list[np.ndarray]:
-        # Copies, as the queue holds the last tokens too.
-        self._last_B2 = self._last_B2.copy()
-        state = [part.numpy() for layer in self._state for part in layer]
-        return [self._now_B2, self._since_B, self._last_B2, *state]
+        """Return one stream to the first frame after its prompt; what was chosen ahead for it is left out."""
+        for chosen_B2, first_B2 in zip(self._chosen[-2:], self._first_NB2, strict=True):
+            chosen_B2[stream] = first_B2[stream]
+        self._place_B[stream], self._since_B[stream] = len(self._chosen) - 2, 0
+        with torch.inference_mode():
+            for layer, first_layer in zip(self._state, self._first_state, strict=True):
+                for part, first_part in zip(layer, first_layer, strict=True):
+                    part[stream] = first_part[stream]

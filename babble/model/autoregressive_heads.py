@@ -193,6 +193,8 @@ class PerFieldHead(_OrderedHead):
         seconds = list(self.second_FUU.detach() + torch.eye(units, device=self.second_FUU.device))
         second_biases = list(self.second_bias_FU.detach()[:, None])
         weights = self._out_weights()
+        # For one stream, a product with a matrix of contiguous rows is three times as fast as `nn.Linear` is here.
+        past_weight, past_bias = self.past.weight.detach().t().contiguous(), self.past.bias.detach()
         # By field: what its level adds to the hidden units of all following fields, next to each other.
         columns = self.column_C.tolist()
         tables = self.effect.weight.detach().split([self.levels[column] for column in columns])
@@ -202,7 +204,7 @@ class PerFieldHead(_OrderedHead):
         ]
 
         def walk(hidden_BH: Tensor, biases: Sequence[Tensor], choose: Choose) -> Tensor:
-            sum_BX = self.past(self.reduced(hidden_BH)).detach()
+            sum_BX = torch.addmm(past_bias, self.reduced(hidden_BH).detach(), past_weight)
             sums = sum_BX.split(units, dim=1)
             levels = []
             for f in range(fields):

@@ -9,7 +9,6 @@ H units.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +24,8 @@ from babble.model.heads import HEADS
 from babble.model.typed_list import TypedModuleList
 
 LayerCall = Callable[[Tensor, State], tuple[Tensor, State]]
+# What the context adds to the network's input and to the head's.
+Added = tuple[Tensor, Tensor]
 
 
 def _with_output(step: Step) -> LayerCall:
@@ -65,12 +66,6 @@ class ScaledInput(nn.Module):
         return self.forward
 
 
-def _sum_rows(table_RH: Tensor, first_row_C: Tensor, columns_BC: Tensor) -> Tensor:
-    """Return the sum over columns of their rows in one table; for few rows faster than `nn.EmbeddingBag`."""
-    rows = (columns_BC + first_row_C).flatten()
-    return table_RH.index_select(0, rows).view(*columns_BC.shape, -1).sum(dim=1)
-
-
 class EmbeddedInput(nn.Module):
     """The sum over fields of the learned vector of each field's level: (..., H)."""
 
@@ -91,17 +86,27 @@ class EmbeddedInput(nn.Module):
         return self.table(rows).view(*frames.shape[:-1], self.width)
 
     def make_step(self) -> Callable[[Tensor], Tensor]:
-        """Return `forward` for single frames (B, F)."""
-        return partial(_sum_rows, self.table.weight.detach(), self.first_row_F)
+        """Return `forward` for single frames (B, F); for a few streams faster than `nn.EmbeddingBag`."""
+        table_RH, first_row_F = self.table.weight.detach(), self.first_row_F
+
+        def step(frames_BF: Tensor) -> Tensor:
+            rows = (frames_BF + first_row_F).flatten()
+            return table_RH.index_select(0, rows).view(*frames_BF.shape, -1).sum(dim=1)
+
+        return step
 
 
 class FrameStep(Protocol):
     """What `Babbler.make_step` returns."""
 
-    def __call__(
-        self, frames_BF: Tensor, state: list[State], context_BC: Tensor | None = None
-    ) -> tuple[Tensor, list[State]]:
-        """Return hidden_BH and the state after one frame of each stream."""
+    def __call__(self, frames_BF: Tensor, state: list[State], added: Added | None = None) -> tuple[Tensor, list[State]]:
+        """Return hidden_BH and the state after one frame of each stream.
+
+        Args:
+            frames_BF: integer levels.
+            state: of every layer.
+            added: of a network with tokens, what `Babbler.context` returns for the next frame, (B, width) each.
+        """
         ...
 
 
@@ -133,28 +138,11 @@ class ContextInput(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Tensor) -> Added:
         """Return what is added to the input and to the head's input, for a context (..., C)."""
         rows = (context + self.first_row_C).flatten(0, -2)
         hidden = functional.relu(self.dense(self.table(rows).view(*context.shape[:-1], -1)))
         return self.to_input(hidden), self.to_head(hidden)
-
-    def make_step(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """Return `forward` for single frames (B, C): one product instead of three."""
-        # The product with each row is taken now.
-        table_RH = self.table.weight.detach() @ self.dense.weight.detach().t()
-        layers = (self.to_input, self.to_head)
-        weight = torch.cat([layer.weight.detach() for layer in layers]).t().contiguous()
-        bias = torch.cat([layer.bias.detach() for layer in layers])
-        widths = [layer.out_features for layer in layers]
-        dense_H, first_row_C = self.dense.bias.detach(), self.first_row_C
-
-        def step(context_BC: Tensor) -> tuple[Tensor, Tensor]:
-            hidden_BH = _sum_rows(table_RH, first_row_C, context_BC).add_(dense_H).relu_()
-            to_input, to_head = torch.addmm(bias, hidden_BH, weight).split(widths, dim=1)
-            return to_input, to_head
-
-        return step
 
 
 class Babbler(nn.Module):
@@ -243,25 +231,24 @@ class Babbler(nn.Module):
         return self._run_layers(self.input(frames_BTF), added, state, [layer.__call__ for layer in self.layers])
 
     def make_step(self) -> FrameStep:
-        """Return a function (frames_BF, state, context_BC) -> (hidden_BH, state) for one frame at a time.
+        """Return a function (frames_BF, state, added) -> (hidden_BH, state) for one frame at a time.
 
         It computes the same as `forward`, and is much faster when the next frame is not known yet. It copies the
-        current weights.
+        current weights, but for those of the context: `Babbler.context` takes many frames at once.
         """
         steps = [_with_output(layer.make_step()) for layer in self.layers]
-        embed, add_context = self.input.make_step(), self.context.make_step() if self.context else None
+        embed = self.input.make_step()
 
-        def step(frames_BF: Tensor, state: list[State], context_BC: Tensor | None = None) -> tuple[Tensor, list[State]]:
-            added = None
-            if add_context:
-                assert context_BC is not None, "a network with tokens needs the context of the next frame"
-                added = add_context(context_BC)
+        def step(frames_BF: Tensor, state: list[State], added: Added | None = None) -> tuple[Tensor, list[State]]:
+            assert (added is None) == (self.context is None), (
+                "a network with tokens needs the context of the next frame"
+            )
             return self._run_layers(embed(frames_BF), added, state, steps)
 
         return step
 
     def _run_layers(
-        self, embedded: Tensor, added: tuple[Tensor, Tensor] | None, state: list[State], layers: Sequence[LayerCall]
+        self, embedded: Tensor, added: Added | None, state: list[State], layers: Sequence[LayerCall]
     ) -> tuple[Tensor, list[State]]:
         """Return the input of the head and every layer's state.
 

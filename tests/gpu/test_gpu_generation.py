@@ -13,7 +13,7 @@ from babble.evaluation import context
 from babble.evaluation.held_out import measure_held_out
 from babble.generation.frame_graph import FrameGraph, Now
 from babble.generation.free_run import FreeRun, generate_frames
-from babble.model.babbler import Babbler
+from babble.model.babbler import Added, Babbler
 from babble.model.config import Cell, HeadName, ModelConfig
 from babble.model.sampling import Sampling
 
@@ -71,9 +71,9 @@ def test_a_recorded_frame_is_the_frame_itself(head: str, gpu: torch.device):
             generator = torch.Generator(gpu).manual_seed(1)
             sample = model.head.make_sampler(sampling, generator)
 
-            def next_frame(now: Now, context_BC: torch.Tensor | None, sample: Any = sample) -> tuple[torch.Tensor, Now]:
+            def next_frame(now: Now, added: Added | None, sample: Any = sample) -> tuple[torch.Tensor, Now]:
                 frames_BF = sample(now[0])
-                return frames_BF, step(frames_BF, now[1], context_BC)
+                return frames_BF, step(frames_BF, now[1], added)
 
             now = hidden_BTH[:, -1], state
             make_frame = FrameGraph(next_frame, now, None, generator) if is_recorded else next_frame
