@@ -7,9 +7,11 @@ docstring. command_line.py prepares the words for it; here are errors in one lin
 """
 
 import argparse
+import atexit
 import difflib
 import errno
 import functools
+import gc
 import io
 import os
 import re
@@ -348,6 +350,8 @@ def run_command(
         positional: the field that bare words fill.
     """
     epilog = sys.modules[work.__module__].__doc__
+    # At its end Python searches all objects for cycles to free: with torch imported, for half a second.
+    atexit.register(gc.freeze)
     _prepare_console()
     try:
         work(read_config(config_class, sys.argv[1:], prog, positional, epilog))

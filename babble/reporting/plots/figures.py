@@ -58,7 +58,7 @@ def write_png(figure: Figure, file: Path | BinaryIO) -> None:
     canvas.draw()
     # Figure.savefig stores four bytes per pixel, and a spectrogram hardly compresses: three times the size.
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(256, dither=Image.Dither.NONE)
-    image.save(file, format="png", optimize=True)
+    image.save(file, format="png")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
