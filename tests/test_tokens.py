@@ -45,7 +45,7 @@ def trained(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     )
     plain = train(base).run
     out = folder / "shards"
-    make_tokens(TokensConfig(speech_shards, plain, out, 20, encoder=EncoderConfig(8, 10, 20)))
+    make_tokens(TokensConfig(speech_shards, plain, out=out, clusters=20, encoder=EncoderConfig(8, 10, 20)))
     over_tokens = replace(base, name="tokens", data=replace(base.data, shards=out, window_frames=16))
     chooses = train(over_tokens).run
     words = replace(base.data, tokens=out)
@@ -72,13 +72,25 @@ def test_tokens_cover_every_frame_of_every_split(trained: Path, speech_shards: P
 def test_a_finished_folder_is_left_as_it_is_and_other_settings_are_refused(
     trained: Path, speech_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TokensConfig(
-        speech_shards, trained / "runs" / "plain", trained / "shards", 20, encoder=EncoderConfig(8, 10, 20)
-    )
+    voice, out = trained / "runs" / "plain", trained / "shards"
+    config = TokensConfig(speech_shards, voice, out=out, clusters=20, encoder=EncoderConfig(8, 10, 20))
     make_tokens(config)
     assert "is finished already" in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds tokens of other shards or settings"):
         make_tokens(replace(config, clusters=10))
+
+
+@pytest.mark.parametrize("source", ["shards", "runs/words"])
+def test_a_tokenizer_that_exists_finds_the_same_tokens(
+    source: str, trained: Path, speech_shards: Path, tmp_path: Path
+) -> None:
+    config = TokensConfig(speech_shards, tokenizer=trained / source, out=tmp_path / "tokens")
+    found, known = make_tokens(config), read_manifest(trained / "shards")
+    assert [shard.sha256 for shard in found.shards] == [shard.sha256 for shard in known.shards]
+    # It can be used for yet others.
+    assert make_tokens(TokensConfig(speech_shards, tokenizer=config.out, out=tmp_path / "again")).shards == found.shards
+    with pytest.raises(FileNotFoundError, match="plain has no tokenizer"):
+        make_tokens(replace(config, tokenizer=trained / "runs" / "plain"))
 
 
 def test_a_network_over_tokens_has_no_sound(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,11 +159,14 @@ def test_settings_that_do_not_fit_are_refused(trained: Path, speech_shards: Path
     with pytest.raises(ValueError, match=r"data\.tokens needs data\.holding=memory"):
         DataConfig(speech_shards, tokens=trained / "shards", holding="mapped")
     with pytest.raises(ValueError, match="--clusters 1: must be from 2 to 512"):
-        TokensConfig(speech_shards, trained / "runs" / "plain", trained / "other", clusters=1)
-    with pytest.raises(ValueError, match="name shards, a run trained on them, and where to write"):
-        TokensConfig(speech_shards, out=trained / "other")
+        TokensConfig(speech_shards, trained / "runs" / "plain", out=trained / "other", clusters=1)
+    for sources in ({}, {"voice": trained, "tokenizer": trained}):
+        with pytest.raises(ValueError, match="name shards, a run trained on them or a tokenizer, and where to write"):
+            TokensConfig(speech_shards, **sources, out=trained / "other")
+    with pytest.raises(ValueError, match="--change-cost has no effect with --tokenizer"):
+        TokensConfig(speech_shards, tokenizer=trained, out=trained / "other", change_cost=1.0)
     with pytest.raises(ValueError, match="receives tokens already"):
-        make_tokens(TokensConfig(speech_shards, trained / "runs" / "words", trained / "other"))
+        make_tokens(TokensConfig(speech_shards, trained / "runs" / "words", out=trained / "other"))
 
 
 def test_tokens_of_other_recordings_are_refused(trained: Path, speech_shards: Path, tmp_path: Path) -> None:

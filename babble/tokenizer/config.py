@@ -1,9 +1,12 @@
 """The settings of `babble tokens`. No torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from babble.codec.frames import TOKENS
+
+# The settings of the training of a tokenizer.
+OF_TRAINING = ("clusters", "change_cost", "encoder", "seed")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class TokensConfig:
     Attributes:
         shards: folder of shards.
         voice: run folder or checkpoint of a network that was trained on these shards, or on others of their mode.
+        tokenizer: instead of a voice, a tokenizer that exists: the folder of its tokens, or of a voice that has tokens.
         out: folder for the tokens.
         clusters: number of different tokens, at most 512.
         change_cost: price of a change of token between two frames, relative to the mean squared distance of features
@@ -45,6 +49,7 @@ class TokensConfig:
 
     shards: Path | None = None
     voice: Path | None = None
+    tokenizer: Path | None = None
     out: Path | None = None
     clusters: int = 500
     change_cost: float = 0.6
@@ -54,11 +59,18 @@ class TokensConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        if self.shards is None or self.voice is None or self.out is None:
+        if self.shards is None or self.out is None or (self.voice is None) == (self.tokenizer is None):
             raise ValueError(
-                "name shards, a run trained on them, and where to write: --shards shards/NAME --voice runs/NAME --out "
-                "shards/NAME-tokens"
+                "name shards, a run trained on them or a tokenizer, and where to write: --shards shards/NAME --voice "
+                "runs/NAME --out shards/NAME-tokens"
             )
+        if self.tokenizer:
+            for setting in fields(self):
+                default = EncoderConfig() if setting.name == "encoder" else setting.default
+                if setting.name in OF_TRAINING and getattr(self, setting.name) != default:
+                    raise ValueError(
+                        f"--{setting.name.replace('_', '-')} has no effect with --tokenizer. Remove the flag."
+                    )
         if not 2 <= self.clusters <= TOKENS.levels[0]:
             raise ValueError(f"--clusters {self.clusters}: must be from 2 to {TOKENS.levels[0]}.")
         if self.change_cost < 0:

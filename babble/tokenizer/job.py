@@ -1,5 +1,6 @@
 """The work of `babble tokens`: shards of frames and a voice -> shards of tokens, and the tokenizer that found them."""
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -26,8 +27,15 @@ from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.run_folder import locate_checkpoint
 from babble.tokenizer.clusters import assign, find_centres, fit_clusters
-from babble.tokenizer.config import TokensConfig
-from babble.tokenizer.tokenizer import FILE, Tokenizer, hidden_states, train_encoder
+from babble.tokenizer.config import OF_TRAINING, TokensConfig
+from babble.tokenizer.tokenizer import (
+    FILE,
+    Tokenizer,
+    hidden_states,
+    load_tokenizer,
+    locate_tokenizer,
+    train_encoder,
+)
 
 # Clusters are found on every so many frames.
 TARGET_STRIDE, FEATURE_STRIDE = 8, 6
@@ -41,19 +49,28 @@ def make_tokens(config: TokensConfig) -> Manifest:
     """Find tokens and write them as shards, or continue where an earlier call stopped; return their manifest.
 
     Raises:
-        FileNotFoundError, ValueError: unusable shards or voice; the folder holds tokens of other settings.
+        FileNotFoundError, ValueError: unusable shards, voice or tokenizer; the folder holds tokens of other settings.
     """
     assert config.out is not None
-    assert config.voice is not None
     shards, manifest = open_shards(config.shards)
-    _, path = locate_checkpoint(config.voice)
-    model = build_model(load_checkpoint(path))
-    if model.config.tokens:
-        raise ValueError(f"--voice {config.voice} receives tokens already: name the run that it was continued from.")
-    if model.mode != manifest.mode:
-        raise ValueError(f"{shards} has mode {manifest.mode.name}, but {path} mode {model.mode.name}.")
-    names = ("clusters", "change_cost", "encoder", "seed")
-    settings = {**{name: config_to_dict(config)[name] for name in names}, "shards": hash_manifest(shards)}
+    settings: dict[str, object]
+    source: Tokenizer | Babbler
+    if config.tokenizer:
+        source = load_tokenizer(config.tokenizer)
+        settings = {"tokenizer": hashlib.sha256(locate_tokenizer(config.tokenizer).read_bytes()).hexdigest()}
+    else:
+        assert config.voice is not None
+        source = build_model(load_checkpoint(locate_checkpoint(config.voice)[1]))
+        if source.config.tokens:
+            raise ValueError(
+                f"--voice {config.voice} receives tokens already: name the run that it was continued from, or "
+                f"--tokenizer {config.voice}."
+            )
+        settings = {name: config_to_dict(config)[name] for name in OF_TRAINING}
+    if source.mode != manifest.mode:
+        other = f"{config.tokenizer or config.voice} mode {source.mode.name}"
+        raise ValueError(f"{shards} has mode {manifest.mode.name}, but {other}.")
+    settings["shards"] = hash_manifest(shards)
     if (config.out / MANIFEST).is_file():
         found = read_manifest(config.out)
         if found.settings != settings:
@@ -66,8 +83,11 @@ def make_tokens(config: TokensConfig) -> Manifest:
     # Vanishing gradients are denormal numbers, with which a step takes a CPU eight times as long.
     torch.set_flush_denormal(True)
     with lock(config.out / ".lock", f"{config.out} is being written by another process."):
-        recordings = read_recordings(shards, manifest, "train")
-        tokenizer = _train(config, model, [recording.frames for recording in recordings])
+        if isinstance(source, Tokenizer):
+            tokenizer = _save(source, config.out)
+        else:
+            recordings = read_recordings(shards, manifest, "train")
+            tokenizer = _train(config, source, [recording.frames for recording in recordings])
         tokens = _write(config.out, shards, manifest, tokenizer, settings)
         (config.out / STATE).unlink(missing_ok=True)
     return tokens
@@ -77,7 +97,7 @@ def _train(config: TokensConfig, model: Babbler, recordings: list[np.ndarray]) -
     assert config.out is not None
     path = config.out / FILE
     if path.is_file():
-        return Tokenizer.from_state(load_checkpoint(path))
+        return load_tokenizer(config.out)
     as_tensors = [torch.from_numpy(frames.astype(np.int64)) for frames in recordings]
     print("clustering the hidden states of the voice", flush=True)
     hidden = [hidden_states(model, frames).half() for frames in as_tensors]
@@ -100,11 +120,15 @@ def _train(config: TokensConfig, model: Babbler, recordings: list[np.ndarray]) -
     encoder = train_encoder(config.encoder, model.mode, recordings, targets, config.seed, config.out / STATE, report)
     print("clustering the features of the encoder", flush=True)
     features = torch.cat([encoder.features(frames)[::FEATURE_STRIDE] for frames in as_tensors])
-    tokenizer = Tokenizer(encoder, fit_clusters(features, config.clusters, config.change_cost, config.seed), model.mode)
-    with replacing(path) as temporary:
+    clusters = fit_clusters(features, config.clusters, config.change_cost, config.seed)
+    return _save(Tokenizer(encoder, clusters, model.mode), config.out)
+
+
+def _save(tokenizer: Tokenizer, out: Path) -> Tokenizer:
+    """Write a tokenizer and return it as it is read again, in half precision."""
+    with replacing(out / FILE) as temporary:
         torch.save(tokenizer.state(), temporary)
-    # As it is read again, in half precision.
-    return Tokenizer.from_state(load_checkpoint(path))
+    return load_tokenizer(out)
 
 
 def _write(out: Path, shards: Path, manifest: Manifest, tokenizer: Tokenizer, settings: dict[str, object]) -> Manifest:

@@ -22,6 +22,7 @@ from babble.codec.token_sequences import join_tokens
 from babble.files import replacing
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import load_checkpoint
+from babble.run_folder import RunFolder
 from babble.tokenizer.clusters import Clusters
 from babble.tokenizer.config import EncoderConfig
 from babble.tokenizer.encoder import TokenEncoder, map_windows
@@ -88,17 +89,28 @@ class Tokenizer:
         return cls(encoder.eval(), clusters, mode)
 
 
+def locate_tokenizer(folder: Path) -> Path:
+    """Return the file that has the tokenizer of a folder of tokens, or of a voice.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    for path in (folder / FILE, RunFolder(folder).tokens):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{folder} has no tokenizer: it is neither a folder of tokens nor a voice that has tokens.")
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of a folder of tokens.
+    """Return the tokenizer of a folder of tokens, or of a voice.
 
     Raises:
         FileNotFoundError: it has none.
         ValueError: it is damaged, or of another version of babble.
     """
-    path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {FILE}: it was not written by babble tokens.")
-    return Tokenizer.from_state(load_checkpoint(path))
+    path = locate_tokenizer(folder)
+    state = load_checkpoint(path)
+    return Tokenizer.from_state(state if path.name == FILE else state["tokenizer"])
 
 
 def train_encoder(
