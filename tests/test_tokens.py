@@ -16,6 +16,7 @@ from babble.data.config import DataConfig
 from babble.data.datamodule import SpeechData
 from babble.data.shards import read_manifest, read_recordings
 from babble.evaluate import EvaluateConfig, evaluate
+from babble.evaluation.tables import format_evaluation
 from babble.export import ExportConfig, export_voice
 from babble.generate import GenerateConfig, generate
 from babble.model.config import ModelConfig
@@ -101,6 +102,7 @@ def test_a_network_over_tokens_has_no_sound(trained: Path, capsys: pytest.Captur
     assert not any(run.samples.rglob("*.wav"))
     found = evaluate(EvaluateConfig(run.path, babble_seconds=0))
     assert 0 < found["held_out"]["bits_per_frame"] < 13
+    assert "\nbits per token\n" in format_evaluation(found)
     with pytest.raises(ValueError, match="use --babble-seconds 0"):
         evaluate(EvaluateConfig(run.path))
     with pytest.raises(ValueError, match="was trained on tokens, which have no sound"):

@@ -54,3 +54,8 @@ def make_context(sequence_NF: np.ndarray) -> np.ndarray:
 def add_context(frames_TF: np.ndarray, sequence_NF: np.ndarray) -> np.ndarray:
     """Return frames with the context of each after its levels, int16 (T, F + C), as `Babbler.split` takes them."""
     return np.concatenate([frames_TF.astype(np.int16), make_context(sequence_NF)], axis=1)
+
+
+def name_bits(mode: str) -> str:
+    """Return what bits are counted by in the mode of a name: a frame of the mode TOKENS is a token."""
+    return "bits per token" if mode == TOKENS.name else "bits per frame"

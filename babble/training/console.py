@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 
+from babble.codec.token_sequences import name_bits
 from babble.training.config import Stage
 from babble.training.unfreezing import stage_at
 
@@ -26,7 +27,7 @@ LONG_HOURS = 24.0
 def read_progress(trainer: pl.Trainer, module: Any) -> tuple[str, dict[str, float]]:
     """Return the unit of the console's metrics, and the latest values of "training" and "validation".
 
-    Heads with a likelihood are shown in bits per frame, in training too, where the loss is in bits per field.
+    Heads with a likelihood are shown in bits per frame or token, in training too, where the loss is in bits per field.
     """
     has_bits = module.model.head.has_likelihood
     values = {}
@@ -34,7 +35,7 @@ def read_progress(trainer: pl.Trainer, module: Any) -> tuple[str, dict[str, floa
         values["training"] = float(module.latest_loss) * (module.mode.num_fields if has_bits else 1)
     if module.monitor in trainer.callback_metrics:
         values["validation"] = float(trainer.callback_metrics[module.monitor])
-    return "bits per frame" if has_bits else "levels of error", values
+    return name_bits(module.mode.name) if has_bits else "levels of error", values
 
 
 class ProgressBar(TQDMProgressBar):

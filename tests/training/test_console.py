@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from babble.codec.frames import MODES
+from babble.codec.frames import MODES, TOKENS, Mode
 from babble.training import console
 from babble.training.console import ConsoleLogger, DurationWarning, ProgressBar, warn_if_long
 
@@ -16,9 +16,9 @@ def _trainer(step: int, **metrics: float) -> Any:
     return SimpleNamespace(global_step=step, current_epoch=2, is_global_zero=True, callback_metrics=known)
 
 
-def _module(loss: float | None = None) -> Any:
+def _module(loss: float | None = None, mode: Mode = MODES["1300"]) -> Any:
     model = SimpleNamespace(head=SimpleNamespace(has_likelihood=True))
-    return SimpleNamespace(model=model, mode=MODES["1300"], monitor="val/bits_per_frame", latest_loss=loss)
+    return SimpleNamespace(model=model, mode=mode, monitor="val/bits_per_frame", latest_loss=loss)
 
 
 def test_lines_show_bits_per_frame_for_training_and_validation(capsys: pytest.CaptureFixture[str]):
@@ -31,6 +31,9 @@ def test_lines_show_bits_per_frame_for_training_and_validation(capsys: pytest.Ca
 def test_the_progress_bar_shows_the_same():
     shown = ProgressBar().get_metrics(_trainer(120, bits=30.123), _module(2.0))
     assert shown == {"bits per frame, training": "32.00", "bits per frame, validation": "30.12"}
+    # A token has two fields.
+    shown = ProgressBar().get_metrics(_trainer(120, bits=5.5), _module(3.0, TOKENS))
+    assert shown == {"bits per token, training": "6.00", "bits per token, validation": "5.50"}
 
 
 def test_a_training_of_more_than_a_day_is_warned_about_with_a_smaller_recipe():
