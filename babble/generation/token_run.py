@@ -24,6 +24,8 @@ from babble.tokenizer.tokenizer import Tokenizer, load_tokenizer
 # At 1, an unlikely token every few tenths of a second breaks every word; at 0.4 there are hardly more words, and a
 # classifier separates the babble from speech more often (LOG.md, 2026-11-26).
 TOKEN_TEMPERATURE = 0.7
+# About half a second of speech: a change of temperature takes effect after them.
+TOKENS_AHEAD = 6
 
 
 def check_token_temperature(temperature: float | None, model: Babbler) -> float:
@@ -131,9 +133,10 @@ class TokenRun:
         last_tokens = prompt_BTC[:, -1:, 0]
         is_last_BT = (prompt_BTC[..., 0] == last_tokens) & (prompt_BTC[..., 1] == last_tokens)
         prompt_BTC[..., 1] = np.where(is_last_BT, self._last_B2[:, :1], prompt_BTC[..., 1])
+        # The first frame of a token makes the one after it known.
+        self._choose(1)
         first_BTC = self.advance(1).transpose(0, 1)
         self.prompt_context_BTC = torch.cat([torch.from_numpy(prompt_BTC[:, 1:]), first_BTC], dim=1)
-        # That first frame has made the token after its own known.
         self._first_NB2 = np.stack(self._chosen)
         self._first_state = [tuple(part.clone() for part in layer) for layer in self._state]
 
@@ -161,8 +164,7 @@ class TokenRun:
     def _place_frames(self, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the place of each of the next frames' token; where each token starts; and the tokens.
 
-        Tokens are chosen here, all that the frames need: they do not depend on the frames, and one at a time the
-        weights of the frame model would drive those of this network out of the cache in between.
+        Tokens are chosen here, all that the frames need: they do not depend on the frames.
 
         Returns:
             place_TB: among the tokens.
@@ -178,16 +180,19 @@ class TokenRun:
             # The token after that of the last frame has to be known too.
             if len(ends_NB) > 1 and (ends_NB[-2] > last_B).all():
                 break
-            self._choose_next()
+            # Several at once, however short the block: one at a time, the weights of the frame model would drive those
+            # of this network out of the cache in between.
+            self._choose(TOKENS_AHEAD)
         frames_TB = self._since_B + np.arange(1, num_frames + 1)[:, None]
         return (ends_NB <= frames_TB[:, None]).sum(axis=1), ends_NB - lengths_NB, tokens_NB2
 
-    def _choose_next(self) -> None:
-        """Choose the next token of all streams."""
+    def _choose(self, count: int) -> None:
+        """Choose the next tokens of all streams."""
         with torch.inference_mode():
-            hidden_BH, self._state = self._step(torch.from_numpy(self._last_B2), self._state)
-            self._last_B2 = self._sample(hidden_BH).numpy()
-        self._chosen.append(self._last_B2)
+            for _ in range(count):
+                hidden_BH, self._state = self._step(torch.from_numpy(self._last_B2), self._state)
+                self._last_B2 = self._sample(hidden_BH).numpy()
+                self._chosen.append(self._last_B2)
 
     def start_over(self, stream: int) -> None:
         """Return one stream to the first frame after its prompt; what was chosen ahead for it is left out."""
