@@ -10,8 +10,8 @@
 2. Baselines predict the same frames from the training split of the same shards (evaluation/baselines.py). A training
    split larger than `SAMPLE_FRAMES` of babble.data.streaming is sampled: the table and the JSON say so.
 3. The network generates babble from held-out prompts. Its speech statistics and its classifier accuracy are compared
-   with those of real speech, shuffled frames and a Markov chain (evaluation/comparison.py). By default this takes a
-   quarter of an hour or more on one core; steps 1 and 2 take 40 seconds per hour of speech.
+   with those of real speech, shuffled frames and a Markov chain (evaluation/comparison.py). By default this takes about
+   ten minutes on one core; steps 1 and 2 take 40 seconds per hour of speech.
 4. How much of its context the network uses: what the true past of more than a second ago saves, and whether the true
    continuation is likelier than another one (evaluation/context.py). It takes a minute or two on one core.
 5. On request, two more: with --words, the real words in the babble by a recogniser of the voice (evaluation/words.py);
