@@ -83,7 +83,7 @@ def test_table_and_summary_show_reach_and_continuation():
     evaluation = {
         "checkpoint": "best.ckpt", "epoch": 1, "step": 2, "split": "test", "shards": "shards", "hours": 1.0,
         "recordings": ["a"], "train": {"hours": 1.0, "split_hours": 1.0, "is_sample": False}, "held_out": {},
-        "baselines": {},
+        "baselines": {}, "mode": "1300",
         "context": {
             "reach": {"0.5": {"bits_per_frame": 0.25, **row}},
             "continuation": {"2": {"accuracy": 0.7, **row}},
