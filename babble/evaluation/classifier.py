@@ -72,7 +72,9 @@ class Accuracy:
 class FoldClassifiers(nn.Module):
     """A classifier per fold: clips (K, B, T, F) -> the logits (K, B) that each belongs to the first set.
 
-    They share no weights, and their gradients are independent: the first axis K of each weight is the classifier.
+    They share no weights, and their gradients are independent: the first axis K of each weight is the classifier. L are
+    the levels of all fields, placed end to end, W and U the widths of the embedding and of the GRU, D its directions, G
+    its gates r, z, n, N all pairs of classifier and direction, and X all frames of all clips.
     """
 
     first_row_K1F: Tensor
@@ -84,7 +86,7 @@ class FoldClassifiers(nn.Module):
         rows_K1F = torch.from_numpy(first_row_F + num_levels * np.arange(NUM_FOLDS)[:, None, None])
         self.register_buffer("first_row_K1F", rows_K1F, persistent=False)
         self.table_KLW = nn.Parameter(torch.randn(NUM_FOLDS, num_levels, WIDTH) * mode.num_fields**-0.5)
-        # Both directions and the gates r, z, n; initialized as PyTorch does it.
+        # Initialized as PyTorch does it; these two have the gates of both directions.
         self.input_KWG = _uniform(UNITS, NUM_FOLDS, WIDTH, 6 * UNITS)
         self.input_bias_KG = _uniform(UNITS, NUM_FOLDS, 6 * UNITS)
         self.recurrent_KDUG = _uniform(UNITS, NUM_FOLDS, 2, UNITS, 3 * UNITS)
@@ -94,9 +96,9 @@ class FoldClassifiers(nn.Module):
 
     def forward(self, clips_KBTF: Tensor) -> Tensor:
         """Return the logits (K, B)."""
-        rows_NF = (clips_KBTF.flatten(1, 2) + self.first_row_K1F).flatten(0, 1)
-        x_NW = functional.embedding_bag(rows_NF, self.table_KLW.flatten(0, 1), mode="sum")
-        x_KXW = functional.dropout(x_NW, DROPOUT, self.training).unflatten(0, (NUM_FOLDS, -1))
+        rows_KXF = clips_KBTF.flatten(1, 2) + self.first_row_K1F
+        x_W = functional.embedding_bag(rows_KXF.flatten(0, 1), self.table_KLW.flatten(0, 1), mode="sum")
+        x_KXW = functional.dropout(x_W, DROPOUT, self.training).unflatten(0, (NUM_FOLDS, -1))
         x_KXG = torch.baddbmm(self.input_bias_KG[:, None], x_KXW, self.input_KWG)
         forward_TKBG, backward_TKBG = x_KXG.view(*clips_KBTF.shape[:3], -1).permute(2, 0, 1, 3).chunk(2, dim=-1)
         x_TNBG = torch.stack([forward_TKBG, backward_TKBG.flip(0)], dim=2).flatten(1, 2)
