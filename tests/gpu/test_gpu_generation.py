@@ -11,11 +11,15 @@ import torch
 from babble.codec.frames import get_mode
 from babble.evaluation import context
 from babble.evaluation.held_out import measure_held_out
+from babble.generation import free_run
 from babble.generation.frame_graph import FrameGraph, Now
 from babble.generation.free_run import FreeRun, generate_frames
+from babble.generation.token_run import load_token_level
 from babble.model.babbler import Added, Babbler
+from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.config import Cell, HeadName, ModelConfig
 from babble.model.sampling import Sampling
+from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
 
 pytestmark = pytest.mark.gpu
 
@@ -83,14 +87,26 @@ def test_a_recorded_frame_is_the_frame_itself(head: str, gpu: torch.device):
     torch.testing.assert_close(torch.stack(found[20:]), torch.stack(found[:20]), rtol=0, atol=0)
 
 
+def test_a_recorded_frame_receives_its_token(gpu: torch.device, monkeypatch: pytest.MonkeyPatch):
+    model = build_model(load_checkpoint(locate_checkpoint(PRETRAINED)[1])).to(gpu)
+    level = load_token_level(RunFolder(PRETRAINED), model)
+
+    def generate() -> np.ndarray:
+        return FreeRun(model, _frames(2, 25), seed=1, tokens=level).make_block(60)
+
+    recorded = generate()
+    monkeypatch.setattr(free_run, "FrameGraph", lambda next_frame, *_: next_frame)
+    np.testing.assert_array_equal(recorded, generate())
+
+
 def test_other_sampling_settings_take_effect_within_a_run_on_a_gpu(gpu: torch.device):
-    free_run = FreeRun(_network().to(gpu), _frames(2, 5), seed=1)
-    first = free_run.make_block(5)
-    free_run.set_sampling(Sampling.for_mode(MODE, temperature="0.01"))
-    cold = free_run.make_block(5)
-    free_run.set_sampling(Sampling.for_mode(MODE))
+    run = FreeRun(_network().to(gpu), _frames(2, 5), seed=1)
+    first = run.make_block(5)
+    run.set_sampling(Sampling.for_mode(MODE, temperature="0.01"))
+    cold = run.make_block(5)
+    run.set_sampling(Sampling.for_mode(MODE))
     assert not np.array_equal(first, cold)
-    assert not np.array_equal(cold, free_run.make_block(5))
+    assert not np.array_equal(cold, run.make_block(5))
 
 
 @pytest.mark.parametrize("head", [head for head in get_args(HeadName) if head != "regression"])
@@ -110,10 +126,10 @@ def test_levels_are_drawn_as_often_as_their_probability_says(head: str, gpu: tor
 
 
 def test_one_stream_starts_over_on_a_gpu(gpu: torch.device):
-    free_run = FreeRun(_network().to(gpu), _frames(3, 5))
-    free_run.make_block(5)
-    free_run.start_over(1)
-    assert free_run.make_block(5).shape == (3, 5, MODE.num_fields)
+    run = FreeRun(_network().to(gpu), _frames(3, 5))
+    run.make_block(5)
+    run.start_over(1)
+    assert run.make_block(5).shape == (3, 5, MODE.num_fields)
 
 
 @pytest.mark.usefixtures("full_precision")
