@@ -14,9 +14,9 @@
 A network trained on the tokens then chooses what is said, and one trained on the frames, given their tokens, how it
 sounds. The same command continues after a stop.
 
-    babble tokens --shards shards/more --tokenizer shards/tale-tokens --out shards/more-tokens
+The tokens of other recordings, or of the same ones shifted, are found with the tokenizer that exists:
 
-finds the tokens of other recordings, or of the same ones shifted, with a tokenizer that exists.
+    babble tokens --shards shards/more --tokenizer shards/tale-tokens --out shards/more-tokens
 """
 
 from babble.cli import run_command

@@ -20,6 +20,7 @@ from babble.evaluation.tables import format_evaluation
 from babble.export import ExportConfig, export_voice
 from babble.generate import GenerateConfig, generate
 from babble.model.config import ModelConfig
+from babble.reporting.plots.evaluation import plot_evaluation
 from babble.run_folder import RunFolder
 from babble.tokenizer.config import EncoderConfig, TokensConfig
 from babble.tokenizer.job import make_tokens
@@ -103,6 +104,7 @@ def test_a_network_over_tokens_has_no_sound(trained: Path, capsys: pytest.Captur
     found = evaluate(EvaluateConfig(run.path, babble_seconds=0))
     assert 0 < found["held_out"]["bits_per_frame"] < 13
     assert "\nbits per token\n" in format_evaluation(found)
+    assert plot_evaluation(found).axes[0].get_legend().get_title().get_text() == "bits per token"
     with pytest.raises(ValueError, match="use --babble-seconds 0"):
         evaluate(EvaluateConfig(run.path))
     with pytest.raises(ValueError, match="was trained on tokens, which have no sound"):

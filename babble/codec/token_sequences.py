@@ -57,5 +57,5 @@ def add_context(frames_TF: np.ndarray, sequence_NF: np.ndarray) -> np.ndarray:
 
 
 def name_bits(mode: str) -> str:
-    """Return what bits are counted by in the mode of a name: a frame of the mode TOKENS is a token."""
+    """Return the unit of the bits of a network by the name of its mode: a frame of the mode TOKENS is a token."""
     return "bits per token" if mode == TOKENS.name else "bits per frame"

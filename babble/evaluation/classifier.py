@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from babble.codec.frames import Mode
 from babble.evaluation.parallel_gru import run_gru
+from babble.model.head import first_columns
 
 NUM_FOLDS = 5
 # Student's t at 97.5 % with NUM_FOLDS - 1 degrees of freedom.
@@ -82,8 +83,7 @@ class FoldClassifiers(nn.Module):
     def __init__(self, mode: Mode) -> None:
         super().__init__()
         num_levels = int(mode.levels.sum())
-        first_row_F = np.cumsum(mode.levels) - mode.levels
-        rows_K1F = torch.from_numpy(first_row_F + num_levels * np.arange(NUM_FOLDS)[:, None, None])
+        rows_K1F = num_levels * torch.arange(NUM_FOLDS)[:, None, None] + torch.tensor(first_columns(mode))
         self.register_buffer("first_row_K1F", rows_K1F, persistent=False)
         self.table_KLW = nn.Parameter(torch.randn(NUM_FOLDS, num_levels, WIDTH) * mode.num_fields**-0.5)
         # Initialized as PyTorch does it; these two have the gates of both directions.

@@ -42,14 +42,14 @@ class _Gru(torch.autograd.Function):
         # One frame more: the state before the first.
         h_TNBU = x_TNBG.new_zeros(frames + 1, layers, batch, units)
         x_rz, x_n = (part.unbind() for part in x_TNBG.split([2 * units, units], dim=-1))
-        all_rz, products_n = (part.unbind() for part in gates_TNBG.split([2 * units, units], dim=-1))
-        resets, gates, new, h = (part.unbind() for part in (gates_TNBG[..., :units], gates_TNBG, new_TNBU, h_TNBU))
-        updates = gates_TNBG[..., units : 2 * units].unbind()
+        rz = gates_TNBG[..., : 2 * units].unbind()
+        r, z, product_n = (part.unbind() for part in gates_TNBG.chunk(3, dim=-1))
+        gates, new, h = gates_TNBG.unbind(), new_TNBU.unbind(), h_TNBU.unbind()
         for t in range(frames):
             torch.baddbmm(bias_N1G, h[t], weight_NUG, out=gates[t])
-            all_rz[t].add_(x_rz[t]).sigmoid_()
-            torch.addcmul(x_n[t], resets[t], products_n[t], out=new[t]).tanh_()
-            torch.lerp(new[t], h[t], updates[t], out=h[t + 1])
+            rz[t].add_(x_rz[t]).sigmoid_()
+            torch.addcmul(x_n[t], r[t], product_n[t], out=new[t]).tanh_()
+            torch.lerp(new[t], h[t], z[t], out=h[t + 1])
         ctx.save_for_backward(gates_TNBG, new_TNBU, h_TNBU, weight_NUG)
         return h_TNBU[1:]
 

@@ -122,18 +122,18 @@ class TokenRun:
                 tuple(torch.cat(parts) for parts in zip(*layers, strict=True))
                 for layers in zip(*(ends[place][1] for place in places), strict=True)
             ]
-            self._last_B2 = self._sample(hidden_BH).numpy()
+            # The chosen tokens but those that are over in all streams.
+            self._chosen = [self._sample(hidden_BH).numpy()]
         num_streams = len(prompts_BTF)
-        # Chosen tokens that are not over in every stream, and of each stream the place of its own one among them, and
-        # how many frames its last frame is after that token's first: the token after a prompt has none yet.
-        self._chosen = [self._last_B2]
+        # Where among them each stream's present token is, and which frame of that token was the last: counted from 0,
+        # -1 before the first.
         self._place_B, self._since_B = np.zeros(num_streams, np.int64), np.full(num_streams, -1)
         prompt_BTC = np.stack([make_context(sequences[place]).astype(np.int64) for place in places])
         # What follows the last token of the prompt is known now.
         last_tokens = prompt_BTC[:, -1:, 0]
         is_last_BT = (prompt_BTC[..., 0] == last_tokens) & (prompt_BTC[..., 1] == last_tokens)
-        prompt_BTC[..., 1] = np.where(is_last_BT, self._last_B2[:, :1], prompt_BTC[..., 1])
-        # The first frame of a token makes the one after it known.
+        prompt_BTC[..., 1] = np.where(is_last_BT, self._chosen[0][:, :1], prompt_BTC[..., 1])
+        # The context of a frame names the token after its own too.
         self._choose(1)
         first_BTC = self.advance(1).transpose(0, 1)
         self.prompt_context_BTC = torch.cat([torch.from_numpy(prompt_BTC[:, 1:]), first_BTC], dim=1)
@@ -155,20 +155,17 @@ class TokenRun:
         left_TB = now_TB2[..., 1] - since_TB
         columns = {"token": now_TB2[..., 0], "next": next_TB2[..., 0], "left": left_TB, "since": since_TB}
         self._place_B, self._since_B = place_TB[-1], since_TB[-1]
-        # Streams whose tokens are longer than those of others lag behind.
         used = int(self._place_B.min())
         del self._chosen[:used]
         self._place_B -= used
         return torch.from_numpy(np.stack([columns[name] for name in CONTEXT], axis=-1))
 
     def _place_frames(self, num_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the place of each of the next frames' token; where each token starts; and the tokens.
-
-        Tokens are chosen here, all that the frames need: they do not depend on the frames.
+        """Choose the tokens that the next frames need, and return which frame has which.
 
         Returns:
-            place_TB: among the tokens.
-            starts_NB: in frames after the first one of a stream's present token.
+            place_TB: where the token of each frame is among the tokens.
+            starts_NB: the first frame of each token, counted from the first one of the stream's present token.
             tokens_NB2: token and duration - 1.
         """
         last_B = self._since_B + num_frames
@@ -190,9 +187,8 @@ class TokenRun:
         """Choose the next tokens of all streams."""
         with torch.inference_mode():
             for _ in range(count):
-                hidden_BH, self._state = self._step(torch.from_numpy(self._last_B2), self._state)
-                self._last_B2 = self._sample(hidden_BH).numpy()
-                self._chosen.append(self._last_B2)
+                hidden_BH, self._state = self._step(torch.from_numpy(self._chosen[-1]), self._state)
+                self._chosen.append(self._sample(hidden_BH).numpy())
 
     def start_over(self, stream: int) -> None:
         """Return one stream to the first frame after its prompt; what was chosen ahead for it is left out."""

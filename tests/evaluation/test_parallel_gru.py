@@ -21,7 +21,7 @@ def test_layers_side_by_side_equal_those_of_pytorch():
     ours = run_gru(x_TNBG, weight_NUG, bias_NG)
     torch.testing.assert_close(ours, outputs)
     weights = [parameter for layer in layers for parameter in layer.parameters()]
-    # As an error's: one that differs from frame to frame and from unit to unit.
+    # That of a loss differs from frame to frame and from unit to unit.
     gradient = torch.randn_like(outputs)
     expected = torch.autograd.grad(outputs, [*inputs, *weights], gradient)
     for found, known in zip(torch.autograd.grad(ours, [*inputs, *weights], gradient), expected, strict=True):

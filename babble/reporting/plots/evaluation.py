@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from babble.codec.frames import get_mode
+from babble.codec.token_sequences import name_bits
 from babble.reporting.plots.figures import (
     BLUE,
     GREEN,
@@ -59,6 +60,7 @@ def _plot_fields(panel: Axes, evaluation: dict[str, Any]) -> None:
     network, mode = evaluation["held_out"], get_mode(evaluation["mode"])
     has_bits = "bits_per_frame" in network
     key, total = ("bits_by_field", "bits_per_frame") if has_bits else ("error_by_field", "error_levels")
+    unit = name_bits(mode.name) if has_bits else "mean absolute error, levels"
     x_F = np.arange(mode.num_fields)
     if has_bits:
         widths = [field.bits for field in mode.fields]
@@ -71,7 +73,7 @@ def _plot_fields(panel: Axes, evaluation: dict[str, Any]) -> None:
     panel.set_xticks(x_F, labels=[f"{name}\n{value:.2f}" for name, value in network[key].items()])
     panel.set_xlim(-0.6, mode.num_fields - 0.4)
     panel.set_ylabel("bits, by field" if has_bits else "mean absolute error in levels, by field")
-    panel.legend(fontsize=9, frameon=False, title="bits per frame" if has_bits else "mean absolute error, levels")
+    panel.legend(fontsize=9, frameon=False, title=unit)
 
 
 def _plot_statistics(panel: Axes, statistics: dict[str, Any]) -> None:
