@@ -208,7 +208,8 @@ def _plot(out: Path, frames: np.ndarray, mode: Mode, title: str, prompt_frames: 
     # The end of a prompt is marked only if babble follows.
     marked = prompt_frames if len(frames) > prompt_frames else 0
     pcm = read_wav(out, plot_frames * mode.pcm_per_frame)
-    figure = plot_speech(frames[:plot_frames], mode, pcm, title=title, prompt_frames=marked)
+    shown = frames[:plot_frames]
+    figure = plot_speech(shown, mode, pcm, title=title, prompt_frames=marked, clip_frames=len(frames))
     save_figure(figure, out.with_suffix(".png"))
 
 

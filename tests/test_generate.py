@@ -25,6 +25,7 @@ from babble.generate import GenerateConfig, generate
 from babble.generation.free_run import FreeRun
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.config import ModelConfig
+from babble.reporting.plots import figures
 from babble.run_folder import RunFolder, locate_checkpoint
 from babble.training.config import OptimConfig
 from babble.training.module import BabbleModule
@@ -45,6 +46,13 @@ def run(speech_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "bypassed_layers": ()}
     torch.save({**checkpoint, "epoch": 0, "global_step": 1}, folder.checkpoint("best"))
     return folder.path
+
+
+def test_the_picture_names_the_length_of_the_whole_clip(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    generate(GenerateConfig(run=run, seconds=15, out=str(tmp_path / "babble.wav"), guard="off"))
+    assert any("0.0 to 10.0 s of 16.2 s" in text.get_text() for text in drawn[0].texts)
 
 
 def test_every_file_is_written_and_c2dec_plays_the_frames(run: Path, tmp_path: Path):

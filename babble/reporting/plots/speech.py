@@ -63,6 +63,7 @@ def plot_speech(
     title: str,
     prompt_frames: int = 0,
     seconds: float = PLOT_SECONDS,
+    clip_frames: int | None = None,
 ) -> Figure:
     """Return a figure of speech over time: waveform, pitch, energy, and LSP tracks over the spectrogram.
 
@@ -78,6 +79,7 @@ def plot_speech(
         title: one line, shown as it is.
         prompt_frames: length of the prompt at the start of `frames`; a line marks its end. 0: no prompt.
         seconds: the longest segment to plot.
+        clip_frames: length of the clip, if `frames` are only its beginning.
 
     Raises:
         ValueError: no frames, illegal levels, pcm of another length, shape or type, or a prompt longer than the frames.
@@ -111,7 +113,7 @@ def plot_speech(
     _mark_prompt(panels, prompt_frames * frame_seconds, start, stop)
     _align_axes(panels, start, stop)
     missing = [name for name, values in (("pitch", pitch), ("energy", energy), ("LSPs", lsp)) if values is None]
-    write_note(figure, _describe(mode, start, stop, len(frames) * frame_seconds, missing))
+    write_note(figure, _describe(mode, start, stop, (clip_frames or len(frames)) * frame_seconds, missing))
     return figure
 
 
