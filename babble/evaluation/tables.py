@@ -3,7 +3,7 @@
 import textwrap
 from typing import Any
 
-from babble.codec.token_sequences import name_bits
+from babble.codec.token_sequences import name_unit_of_bits
 from babble.evaluation.speech_statistics import REAL
 
 # Each statistic as the table shows it: label, factor, decimals.
@@ -45,7 +45,7 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     ]
     for total, unit, part in (
         ("error_levels", "mean absolute error, levels", "error"),
-        ("bits_per_frame", name_bits(evaluation["mode"]), "bits"),
+        ("bits_per_frame", name_unit_of_bits(evaluation["mode"]), "bits"),
         ("bits_per_frame_without_unvoiced_pitch", "bits per frame without the pitch of unvoiced frames", None),
     ):
         if total in held_out:
