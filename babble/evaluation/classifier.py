@@ -197,7 +197,9 @@ def _train_and_test(sets: list[ClipSet], mode: Mode, seed: int) -> np.ndarray:
     rngs = [np.random.default_rng([seed, fold]) for fold in range(NUM_FOLDS)]
     classifiers = FoldClassifiers(mode)
     optimizer = torch.optim.AdamW(classifiers.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    best_loss_K, best_check_K, scores_K2 = np.full(NUM_FOLDS, np.inf), np.zeros(NUM_FOLDS), np.full((NUM_FOLDS, 2), 0.5)
+    weights = list(classifiers.parameters())
+    best_weights = [weight.detach().clone() for weight in weights]
+    best_loss_K, best_check_K = np.full(NUM_FOLDS, np.inf), np.zeros(NUM_FOLDS)
     is_training_K = np.full(NUM_FOLDS, True)
     for check in range(FRAMES_PER_FOLD // FRAMES_PER_CHECK):
         for _ in range(steps_per_check):
@@ -212,14 +214,17 @@ def _train_and_test(sets: list[ClipSet], mode: Mode, seed: int) -> np.ndarray:
         ours_KB, theirs_KB = (_compute_logits(classifiers, clips) for clips in validations)
         loss_K = ((functional.softplus(-ours_KB) + functional.softplus(theirs_KB)).mean(dim=1) / 2).numpy()
         is_best_K = is_training_K & (loss_K < best_loss_K)
-        if is_best_K.any():
-            best_loss_K[is_best_K], best_check_K[is_best_K] = loss_K[is_best_K], check
-            logits = zip(*(_compute_logits(classifiers, clips) for clips in tests), strict=True)
-            scores_K2[is_best_K] = np.array([score_logits(*pair) for pair in logits])[is_best_K]
+        best_loss_K[is_best_K], best_check_K[is_best_K] = loss_K[is_best_K], check
+        for best, weight in zip(best_weights, weights, strict=True):
+            best[is_best_K] = weight.detach()[is_best_K]
         is_training_K &= (loss_K >= SOLVED_LOSS) & (check - best_check_K < PATIENCE)
         if not is_training_K.any():
             break
-    return scores_K2
+    with torch.no_grad():
+        for best, weight in zip(best_weights, weights, strict=True):
+            weight.copy_(best)
+    logits = zip(*(_compute_logits(classifiers, clips) for clips in tests), strict=True)
+    return np.array([score_logits(*pair) for pair in logits])
 
 
 def _clip_gradients(classifiers: FoldClassifiers) -> None:
