@@ -1,4 +1,4 @@
-"""Evaluate a network: metrics on held-out speech and of its babble, with their baselines.
+"""Evaluate a network: metrics of held-out speech and of its babble, with their baselines.
 
     babble evaluate runs/NAME --split test --json out.json --figure out.png
     babble evaluate runs/NAME --babble-seconds 0
@@ -11,7 +11,7 @@
    split larger than `SAMPLE_FRAMES` of babble.data.streaming is sampled: the table and the JSON say so.
 3. The network generates babble from held-out prompts. Its speech statistics and its classifier accuracy are compared
    with those of real speech, shuffled frames and a Markov chain (evaluation/comparison.py). By default this takes about
-   ten minutes on one core; steps 1 and 2 take 40 seconds per hour of speech.
+   eight minutes of one core; steps 1 and 2 take 40 seconds per hour of speech.
 4. How much of its context the network uses: what the true past of more than a second ago saves, and whether the true
    continuation is likelier than another one (evaluation/context.py). It takes a minute or two on one core.
 5. On request, two more: with --words, the real words in the babble by a recogniser of the voice (evaluation/words.py);
@@ -21,6 +21,8 @@ Without a run, the bundled voice is evaluated, and --shards names the speech. If
 added to its summary (evaluation/summary.py).
 """
 
+import functools
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 # Babble is generated in parallel, each stream from its own prompt.
 NUM_STREAMS = 8
+# The windows of 2017.
+WINDOW_FRAMES = 200
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,16 @@ class EvaluateConfig:
         training_windows: number of windows of the training split for the training error of 2017; 0 omits it.
         window_frames: length of these windows.
         babble_seconds: length of each of 8 streams of babble, which are measured as speech; 0 omits them.
-        temperature: sampling of the babble, see babble.generate; so are top_p and min_p.
-        top_p: see babble.generate.
-        min_p: see babble.generate.
-        token_temperature: see babble.generate.
+        temperature: sampling of the babble, as for `babble generate`.
+        top_p: as for `babble generate`.
+        min_p: as for `babble generate`.
+        token_temperature: as for `babble generate`.
         words: file of a recogniser of this voice, which counts real words in the babble; mode 1300 only.
         device: where the network computes.
         seed: random seed of the babble and of everything sampled to measure it.
         json: write all metrics to this file.
         figure: draw them into this PNG file.
-        wandb: whether the metrics are added to the summary of the run's W&B run.
+        wandb: W&B settings.
     """
 
     run: Path | None = None
@@ -87,7 +91,7 @@ class EvaluateConfig:
     shards: Path | None = None
     split: Literal["validation", "test"] = "validation"
     training_windows: int = 0
-    window_frames: int = 200
+    window_frames: int = WINDOW_FRAMES
     babble_seconds: float = 600.0
     temperature: str | float | None = None
     top_p: str | float | None = None
@@ -106,8 +110,12 @@ class EvaluateConfig:
             raise ValueError(f"--training-windows {self.training_windows}: must be 0 or more.")
         if self.window_frames < 1:
             raise ValueError(f"--window-frames {self.window_frames}: must be at least 1.")
-        if self.babble_seconds < 0:
-            raise ValueError(f"--babble-seconds {self.babble_seconds}: must be 0 or more.")
+        if self.window_frames != WINDOW_FRAMES and not self.training_windows:
+            raise ValueError("--window-frames has no effect without --training-windows. Remove the flag.")
+        if not (self.babble_seconds == 0 or 1 <= self.babble_seconds < math.inf):
+            raise ValueError(f"--babble-seconds {self.babble_seconds:g}: must be 0, or at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: must be 0 or more.")
         for key in ("temperature", "top_p", "min_p", "token_temperature"):
             if not self.babble_seconds and getattr(self, key) is not None:
                 raise ValueError(f"--{key.replace('_', '-')} has no effect with --babble-seconds 0. Remove the flag.")
@@ -182,10 +190,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "mode": model.mode.name,
         **_measure(config, model, tokens, sampling, recogniser, held_out, train),
     }
-    if config.figure:
-        _draw(evaluation, config.figure)
     if config.json:
         write_json(config.json, evaluation)
+    if config.figure:
+        _draw(evaluation, config.figure)
     if wandb and (wandb_run := reopen_wandb(wandb, run.path)):
         wandb_run.summarize(summarize_evaluation(evaluation))
         wandb_run.close()
@@ -248,13 +256,9 @@ def _measure(
 ) -> dict[str, Any]:
     from babble.codec.token_sequences import add_context
     from babble.evaluation.baselines import measure_baselines
-    from babble.evaluation.comparison import compare_speech
     from babble.evaluation.context import measure_context
     from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
     from babble.evaluation.token_metrics import measure_tokens
-    from babble.evaluation.words import measure_words
-    from babble.generation.free_run import generate_frames
-    from babble.generation.token_run import check_token_temperature
 
     mode = model.mode
     sequences = [tokens.tokenizer.find_sequence(frames) for frames in held_out] if tokens else []
@@ -276,16 +280,42 @@ def _measure(
             model, train, config.training_windows, config.window_frames
         )
     if config.babble_seconds:
-        num_frames = max(2, round(config.babble_seconds * mode.frames_per_second))
-        prompts_BTF = spread_prompts(held_out, NUM_STREAMS)
-        temperature = check_token_temperature(config.token_temperature, model)
-        babble = list(generate_frames(model, prompts_BTF, num_frames, sampling, config.seed, tokens, temperature))
-        settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
-        settings["token_temperature"] = temperature if tokens else None
-        metrics["babble"] = {"streams": NUM_STREAMS, "seconds": config.babble_seconds, **settings}
-        metrics["speech"] = compare_speech(babble, held_out, train, mode, config.seed)
-        if recogniser:
-            metrics["words"] = measure_words(recogniser, {"babble": babble}, held_out, config.seed)
+        metrics |= _measure_babble(config, model, tokens, sampling, recogniser, held_out, train)
+    return metrics
+
+
+def _measure_babble(
+    config: EvaluateConfig,
+    model: "Babbler",
+    tokens: "TokenLevel | None",
+    sampling: "Sampling",
+    recogniser: "Recogniser | None",
+    held_out: list[np.ndarray],
+    train: list[np.ndarray],
+) -> dict[str, Any]:
+    from babble.evaluation.comparison import compare_speech
+    from babble.evaluation.words import measure_words
+    from babble.generation.free_run import generate_frames, one_thread
+    from babble.generation.token_run import check_token_temperature
+
+    num_frames = round(config.babble_seconds * model.mode.frames_per_second)
+    prompts_BTF = spread_prompts(held_out, NUM_STREAMS)
+    temperature = check_token_temperature(config.token_temperature, model)
+
+    @functools.cache
+    def make_babble() -> list[np.ndarray]:
+        with one_thread():
+            return list(generate_frames(model, prompts_BTF, num_frames, sampling, config.seed, tokens, temperature))
+
+    settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
+    settings["token_temperature"] = temperature if tokens else None
+    shape = (NUM_STREAMS, num_frames)
+    metrics = {
+        "babble": {"streams": NUM_STREAMS, "seconds": config.babble_seconds, **settings},
+        "speech": compare_speech(make_babble, shape, held_out, train, model.mode, config.seed),
+    }
+    if recogniser:
+        metrics["words"] = measure_words(recogniser, {"babble": make_babble()}, held_out, config.seed)
     return metrics
 
 

@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
@@ -82,13 +82,14 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def run_in_processes(tasks: Sequence[Callable[[], Result]], workers: int = 1) -> Iterator[Result]:
+def run_in_processes(tasks: Iterable[Callable[[], Result]], workers: int = 1) -> Iterator[Result]:
     """Yield the result of each task, in their order, from fresh processes that end with this one.
 
         totals = list(run_in_processes([functools.partial(add_up, path) for path in paths], workers=2))
 
     Args:
-        tasks: called without arguments; they and their results are pickled.
+        tasks: called without arguments; they and their results are pickled. Each starts as soon as `tasks` yields it,
+            so this process can work for a later one while the earlier ones run.
         workers: number of processes.
     """
     # Fork would copy the locks of torch's threads.

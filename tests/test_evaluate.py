@@ -1,6 +1,7 @@
 """The evaluation of a run as a whole: its table, its JSON, and where its speech comes from."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -215,7 +216,9 @@ def test_a_failure_of_wandb_does_not_fail_the_evaluation(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"babble_seconds": -1}, "--babble-seconds -1: must be 0 or more"),
+        *(({"babble_seconds": s}, f"--babble-seconds {s:g}: must be 0, or at least 1") for s in (-1, 0.5, math.inf)),
+        ({"seed": -1}, "--seed -1: must be 0 or more"),
+        ({"window_frames": 7}, "--window-frames has no effect"),
         ({"babble_seconds": 0, "top_p": 0.9}, "--top-p has no effect"),
         ({"babble_seconds": 0, "words": Path("r.pt")}, "--words r.pt has no effect"),
         ({"figure": Path("f.jpg")}, "must end in .png"),

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,16 @@ def test_tasks_run_in_processes_of_their_own_and_their_errors_arrive() -> None:
     assert roots == [2, 3]
     with pytest.raises(ValueError, match="math domain error"):
         list(run_in_processes([partial(math.sqrt, -1)]))
+
+
+def test_the_first_tasks_run_while_the_later_ones_are_made(tmp_path: Path) -> None:
+    def make_tasks() -> Iterator[Callable[[], None]]:
+        yield (tmp_path / "first").touch
+        while not (tmp_path / "first").exists():
+            time.sleep(0.01)
+        yield (tmp_path / "second").touch
+
+    assert list(run_in_processes(make_tasks())) == [None, None]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")

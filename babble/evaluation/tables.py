@@ -3,6 +3,7 @@
 import textwrap
 from typing import Any
 
+from babble.codec.frames import TOKENS
 from babble.codec.token_sequences import name_unit_of_bits
 from babble.evaluation.speech_statistics import REAL
 
@@ -37,6 +38,7 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     held_out, train = evaluation["held_out"], evaluation["train"]
     amount = f"a sample of {train['hours']:.2f} of the" if train["is_sample"] else "all"
     source = f"from {amount} {train['split_hours']:.2f} hours of the training split"
+    frame = "token" if evaluation["mode"] == TOKENS.name else "frame"
     lines = [
         f"{evaluation['checkpoint']} (epoch {evaluation['epoch']}, step {evaluation['step']})",
         f"{evaluation['split']} split of {evaluation['shards']}: {evaluation['hours']:.2f} hours, "
@@ -52,7 +54,10 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
             rows = {name: metrics for name, metrics in evaluation["baselines"].items() if total in metrics}
             lines += [f"\n{unit}", *_format_metric({**rows, "this network": held_out}, total, part)]
     if "context" in evaluation:
-        lines += ["", *_format_context(evaluation["context"], "frame")]
+        lines += [
+            "",
+            *_format_context(evaluation["context"], frame),
+        ]
     if "tokens" in evaluation:
         lines += ["", *_format_tokens(evaluation["tokens"])]
     if "speech" in evaluation:

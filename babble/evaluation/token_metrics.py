@@ -1,6 +1,6 @@
 """Metrics of the level above the frame: how well its tokens are predicted, and what both levels spend together.
 
-metrics = measure_tokens(model, sequences, num_frames, bits_per_frame)
+metrics = measure_tokens(model, sequences, num_frames, bits_per_frame, mode.frames_per_second)
 """
 
 from typing import Any
@@ -36,9 +36,11 @@ def measure_tokens(
         if len(sequence) > 1:
             bits += float(sum_losses(model, torch.from_numpy(sequence.astype(np.int64))[None])[1].sum())
     num_tokens = sum(map(len, sequences))
-    per_frame = bits / num_frames
+    # The first token of a recording is not predicted.
+    per_token = bits / max(1, num_tokens - len(sequences))
+    per_frame = per_token * num_tokens / num_frames
     metrics: dict[str, Any] = {
-        "bits_per_token": bits / num_tokens,
+        "bits_per_token": per_token,
         "tokens_per_second": num_tokens / num_frames * mode_rate,
         "bits_per_frame": per_frame,
         "bits_per_frame_bound": per_frame + frame_bits,

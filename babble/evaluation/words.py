@@ -223,13 +223,13 @@ def measure_words(
     sets = {**speech, QUILT: [sample_quilt(joined, len(joined), seed)], REAL: real}
     clips = {name: recogniser.measure_clips(recordings) for name, recordings in sets.items()}
     rng = np.random.default_rng(seed)
-    zero, one = (_resample(clips[name]["word_bits"], rng) for name in (QUILT, REAL))
+    zero, one = scale = [_resample(clips[name]["word_bits"], rng) for name in (QUILT, REAL)]
     found: dict[str, Any] = {}
     for name, metrics in clips.items():
         frames = sum(map(len, sets[name]))
         found[name] = {"minutes": frames / MODE.frames_per_second / 60}
         for metric, values in metrics.items():
-            if np.isnan(values).all():
+            if np.isnan(values).all() or (metric == "word_bits" and np.isnan(scale).any()):
                 found[name][metric] = None
                 continue
             means = _resample(values, rng)
@@ -242,8 +242,11 @@ def measure_words(
 
 
 def _resample(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the mean of each of many samples of the clips, drawn with replacement."""
-    means: np.ndarray = np.nanmean(values[rng.integers(0, len(values), (NUM_RESAMPLES, len(values)))], axis=1)
+    """Return the mean of each of many samples of the clips that have a value; NaN if none has."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return np.full(NUM_RESAMPLES, np.nan)
+    means: np.ndarray = known[rng.integers(0, len(known), (NUM_RESAMPLES, len(known)))].mean(axis=1)
     return means
 
 

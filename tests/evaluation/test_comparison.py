@@ -34,7 +34,8 @@ def test_modes_of_every_kind_are_compared(mode: Mode, monkeypatch: pytest.Monkey
     assert sum(metrics["bits_by_field"].values()) == pytest.approx(metrics["bits_per_frame"])
     babble = list(generate_frames(model, spread_prompts(held_out, 8), 12 * mode.frames_per_second))
     assert len({stream.tobytes() for stream in babble}) == 8
-    result = compare_speech(babble, held_out, train, mode, seed=0)
+    shape = (8, 12 * mode.frames_per_second)
+    result = compare_speech(lambda: babble, shape, held_out, train, mode, seed=0)
     assert result["classifier"]["babble"]["1"]["clips"] == 10
     assert [np.isfinite(result["classifier"][name]["1"]["accuracy"]) for name in result["classifier"]] == [True] * 4
     json.dumps(result, allow_nan=False)
@@ -42,7 +43,7 @@ def test_modes_of_every_kind_are_compared(mode: Mode, monkeypatch: pytest.Monkey
         # In processes, with clips that are too long to be classified.
         monkeypatch.setattr(comparison, "CLASSIFIED_SECONDS", (12,))
         monkeypatch.setattr(comparison, "PARALLEL_SECONDS", 0.0)
-        again = compare_speech(babble, held_out, train, mode, seed=0)
+        again = compare_speech(lambda: babble, shape, held_out, train, mode, seed=0)
         assert again == {
             "statistics": result["statistics"],
             "classifier": {n: {"12": None} for n in result["classifier"]},

@@ -10,7 +10,7 @@ from speech_samples import RATE, random_frames, read_tale
 
 from babble.evaluation.references import MIN_JUMP_FRAMES, QUILT_FRAMES, sample_quilt
 from babble.evaluation.tables import _format_words
-from babble.evaluation.words import LETTERS, QUILT, Recogniser, Spelling, measure_words
+from babble.evaluation.words import LETTERS, QUILT, Recogniser, Spelling, _resample, measure_words
 
 WORDS = ROOT.parent / "shared/words"
 
@@ -52,6 +52,12 @@ def test_metrics_are_per_clip_of_a_minute(recogniser: Path):
     assert np.isnan(metrics["word_bits"][1])
     assert metrics["long_words"].tolist() == [1, 0, 0]
     assert metrics["book_triples"].tolist() == [1, 0, 0]
+
+
+def test_clips_without_words_are_not_resampled():
+    rng = np.random.default_rng(0)
+    assert (_resample(np.array([math.nan] * 7 + [2.0]), rng) == 2).all()
+    assert np.isnan(_resample(np.array([math.nan] * 3), rng)).all()
 
 
 def test_a_quilt_is_real_speech_in_pieces_of_160_ms():
