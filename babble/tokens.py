@@ -1,4 +1,4 @@
-"""Find tokens of speech without text: classes of sound, a level above the frame.
+r"""Find tokens of speech without text: classes of sound, a level above the frame.
 
     babble tokens --shards shards/tale --voice runs/tale --out shards/tale-tokens
     babble train --config tokens --data.shards shards/tale-tokens --name tale-tokens
@@ -11,13 +11,15 @@
    its tokens, each with a duration.
 4. OUT holds the tokens as shards of their own mode, and the tokenizer.
 
-A network trained on the tokens then chooses what is said, and one trained on the frames, given their tokens, how it
-sounds. The same command continues after a stop.
+A network trained on the tokens then predicts their sequence; the frame model, given the tokens, generates the frames.
+After a stop, the same command continues.
 
-The tokens of other recordings, or of the same ones shifted, are found with the tokenizer that exists:
+To find the tokens of other recordings, or of shifted ones, use an existing tokenizer:
 
     babble tokens --shards shards/more --tokenizer shards/tale-tokens --out shards/more-tokens
 """
+
+import shlex
 
 from babble.cli import run_command
 from babble.tokenizer.config import TokensConfig
@@ -29,11 +31,10 @@ def _run(config: TokensConfig) -> None:
     from babble.tokenizer.job import make_tokens
 
     manifest = make_tokens(config)
-    spoken = sum(row["spoken_frames"] for row in manifest.of_split("train"))
+    num_tokens, num_frames = (sum(row[key] for row in manifest.recordings) for key in ("frames", "spoken_frames"))
     frames_per_second = open_shards(config.shards)[1].mode.frames_per_second
-    per_second = manifest.split_frames("train") * frames_per_second / spoken
-    print(f"{config.out}: {per_second:.1f} tokens per second")
-    print(f"next: babble train --config tokens --data.shards {config.out} --name NAME")
+    print(f"{config.out}: {num_tokens * frames_per_second / num_frames:.1f} tokens per second")
+    print(f"next: babble train --config tokens --data.shards {shlex.quote(str(config.out))} --name NAME")
 
 
 def main() -> None:

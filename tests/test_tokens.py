@@ -72,14 +72,23 @@ def test_tokens_cover_every_frame_of_every_split(trained: Path, speech_shards: P
 
 
 def test_a_finished_folder_is_left_as_it_is_and_other_settings_are_refused(
-    trained: Path, speech_shards: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     voice, out = trained / "runs" / "plain", trained / "shards"
     config = TokensConfig(speech_shards, voice, out=out, clusters=20, encoder=EncoderConfig(8, 10, 20))
     make_tokens(config)
     assert "is finished already" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds tokens of other shards or settings"):
-        make_tokens(replace(config, clusters=10))
+    for other in (replace(config, clusters=10), replace(config, voice=RunFolder(voice).checkpoint("last"))):
+        with pytest.raises(ValueError, match="holds tokens of another voice, other shards or settings"):
+            make_tokens(other)
+    # Also if it was stopped before the manifest was written.
+    begun = shutil.copytree(out, tmp_path / "begun")
+    (begun / "manifest.json").rename(begun / ".settings.json")
+    (begun / ".settings.json").write_text(json.dumps(read_manifest(out).settings))
+    with pytest.raises(ValueError, match="holds tokens of another voice"):
+        make_tokens(replace(config, out=begun, clusters=10))
+    assert make_tokens(replace(config, out=begun)).shards == read_manifest(out).shards
+    assert not (begun / ".settings.json").exists()
 
 
 @pytest.mark.parametrize("source", ["shards", "runs/words"])
@@ -103,6 +112,8 @@ def test_a_network_over_tokens_has_no_sound(trained: Path, capsys: pytest.Captur
     assert not any(run.samples.rglob("*.wav"))
     found = evaluate(EvaluateConfig(run.path, babble_seconds=0))
     assert 0 < found["held_out"]["bits_per_frame"] < 13
+    given = evaluate(EvaluateConfig(trained / "runs" / "words", babble_seconds=0))["tokens"]["bits_per_token"]
+    assert given == pytest.approx(found["held_out"]["bits_per_frame"], rel=1e-3)
     assert "\nbits per token\n" in format_evaluation(found)
     assert plot_evaluation(found).axes[0].get_legend().get_title().get_text() == "bits per token"
     with pytest.raises(ValueError, match="use --babble-seconds 0"):
@@ -169,6 +180,8 @@ def test_settings_that_do_not_fit_are_refused(trained: Path, speech_shards: Path
             TokensConfig(speech_shards, **sources, out=trained / "other")
     with pytest.raises(ValueError, match="--change-cost has no effect with --tokenizer"):
         TokensConfig(speech_shards, tokenizer=trained, out=trained / "other", change_cost=1.0)
+    with pytest.raises(ValueError, match="--threads 0: must be at least 1"):
+        TokensConfig(speech_shards, trained, out=trained / "other", threads=0)
     with pytest.raises(ValueError, match="receives tokens already"):
         make_tokens(TokensConfig(speech_shards, trained / "runs" / "words", out=trained / "other"))
 

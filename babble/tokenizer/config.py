@@ -37,13 +37,14 @@ class TokensConfig:
     Attributes:
         shards: folder of shards.
         voice: run folder or checkpoint of a network that was trained on these shards, or on others of their mode.
-        tokenizer: instead of a voice, a tokenizer that exists: the folder of its tokens, or of a voice that has tokens.
+        tokenizer: folder of an existing tokenizer, used instead of training one: shards of tokens, or a voice with
+            tokens.
         out: folder for the tokens.
         clusters: number of different tokens, at most 512.
-        change_cost: price of a change of token between two frames, relative to the mean squared distance of features
-            from their cluster: a higher one gives fewer, longer tokens.
+        change_cost: penalty for a change of token between two frames, relative to the mean squared distance of
+            features from their cluster: a higher value gives fewer, longer tokens.
         encoder: size and training of the encoder.
-        threads: CPU threads. On a busy machine more than one make it slower.
+        threads: CPU threads. On a busy machine, more than one is slower.
         seed: random seed.
     """
 
@@ -73,5 +74,6 @@ class TokensConfig:
                     )
         if not 2 <= self.clusters <= TOKENS.levels[0]:
             raise ValueError(f"--clusters {self.clusters}: must be from 2 to {TOKENS.levels[0]}.")
-        if self.change_cost < 0:
-            raise ValueError(f"--change-cost {self.change_cost}: must be at least 0.")
+        for key, least in (("change_cost", 0), ("threads", 1), ("seed", 0)):
+            if getattr(self, key) < least:
+                raise ValueError(f"--{key.replace('_', '-')} {getattr(self, key)}: must be at least {least}.")

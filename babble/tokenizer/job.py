@@ -22,7 +22,7 @@ from babble.data.shards import (
     write_manifest,
     write_shards,
 )
-from babble.files import check_writable, lock, replacing
+from babble.files import check_writable, lock, read_json, replacing, write_json
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.run_folder import locate_checkpoint
@@ -40,7 +40,8 @@ from babble.tokenizer.tokenizer import (
 # Clusters are found on every so many frames.
 TARGET_STRIDE, FEATURE_STRIDE = 8, 6
 ENTRIES_PER_SHARD = 64
-STATE = ".encoder.pt"
+# Until the manifest is written: the state of the encoder's training, and the settings of what was begun.
+STATE, SETTINGS = ".encoder.pt", ".settings.json"
 # Between two lines of the encoder's training.
 LINE_SECONDS = 30.0
 
@@ -57,24 +58,28 @@ def make_tokens(config: TokensConfig) -> Manifest:
     source: Tokenizer | Babbler
     if config.tokenizer:
         source = load_tokenizer(config.tokenizer)
-        settings = {"tokenizer": hashlib.sha256(locate_tokenizer(config.tokenizer).read_bytes()).hexdigest()}
+        settings = {"tokenizer": _hash(locate_tokenizer(config.tokenizer))}
     else:
         assert config.voice is not None
-        source = build_model(load_checkpoint(locate_checkpoint(config.voice)[1]))
+        checkpoint = locate_checkpoint(config.voice)[1]
+        source = build_model(load_checkpoint(checkpoint))
         if source.config.tokens:
             raise ValueError(
                 f"--voice {config.voice} receives tokens already: name the run that it was continued from, or "
                 f"--tokenizer {config.voice}."
             )
-        settings = {name: config_to_dict(config)[name] for name in OF_TRAINING}
+        if not manifest.split_frames("train"):
+            raise ValueError(f"{shards} has no train split to find clusters in: use an existing one with --tokenizer.")
+        settings = {"voice": _hash(checkpoint), **{name: config_to_dict(config)[name] for name in OF_TRAINING}}
     if source.mode != manifest.mode:
         other = f"{config.tokenizer or config.voice} mode {source.mode.name}"
         raise ValueError(f"{shards} has mode {manifest.mode.name}, but {other}.")
     settings["shards"] = hash_manifest(shards)
-    if (config.out / MANIFEST).is_file():
-        found = read_manifest(config.out)
-        if found.settings != settings:
-            raise ValueError(f"{config.out} holds tokens of other shards or settings: choose another --out.")
+    found = read_manifest(config.out) if (config.out / MANIFEST).is_file() else None
+    started = config.out / SETTINGS
+    if (found.settings if found else read_json(started) if started.is_file() else settings) != settings:
+        raise ValueError(f"{config.out} holds tokens of another voice, other shards or settings: choose another --out.")
+    if found:
         print(f"{config.out} is finished already.")
         return found
     check_writable(config.out / MANIFEST, "--out")
@@ -83,14 +88,20 @@ def make_tokens(config: TokensConfig) -> Manifest:
     # Vanishing gradients are denormal numbers, with which a step takes a CPU eight times as long.
     torch.set_flush_denormal(True)
     with lock(config.out / ".lock", f"{config.out} is being written by another process."):
+        write_json(started, settings)
         if isinstance(source, Tokenizer):
             tokenizer = _save(source, config.out)
         else:
             recordings = read_recordings(shards, manifest, "train")
             tokenizer = _train(config, source, [recording.frames for recording in recordings])
         tokens = _write(config.out, shards, manifest, tokenizer, settings)
-        (config.out / STATE).unlink(missing_ok=True)
+        for path in (config.out / STATE, started):
+            path.unlink(missing_ok=True)
     return tokens
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _train(config: TokensConfig, model: Babbler, recordings: list[np.ndarray]) -> Tokenizer:
