@@ -130,9 +130,8 @@ class TokenRun:
         self._place_B, self._since_B = np.zeros(num_streams, np.int64), np.full(num_streams, -1)
         prompt_BTC = np.stack([make_context(sequences[place]).astype(np.int64) for place in places])
         # What follows the last token of the prompt is known now.
-        last_tokens = prompt_BTC[:, -1:, 0]
-        is_last_BT = (prompt_BTC[..., 0] == last_tokens) & (prompt_BTC[..., 1] == last_tokens)
-        prompt_BTC[..., 1] = np.where(is_last_BT, self._chosen[0][:, :1], prompt_BTC[..., 1])
+        for place, context_TC, chosen_2 in zip(places, prompt_BTC, self._chosen[0], strict=True):
+            context_TC[-1 - int(sequences[place][-1, 1]) :, 1] = chosen_2[0]
         # The context of a frame names the token after its own too.
         self._choose(1)
         first_BTC = self.advance(1).transpose(0, 1)

@@ -79,7 +79,8 @@ def test_contexts_are_those_of_the_chosen_tokens(level: TokenLevel) -> None:
 
 
 def test_the_prompt_ends_where_the_chosen_tokens_begin(level: TokenLevel) -> None:
-    prompts = make_prompts(2)
+    # Two of silence end with a token that goes on for longer than a token lasts, so that it is several.
+    prompts = np.concatenate([make_prompts(2), np.zeros((2, 30, 16), np.uint8)])
     run = TokenRun(level, prompts, 1.0, torch.Generator().manual_seed(0))
     for prompt, context in zip(prompts, run.prompt_context_BTC.numpy(), strict=True):
         sequence = join_tokens(level.tokenizer.tokenize(prompt))
@@ -89,6 +90,7 @@ def test_the_prompt_ends_where_the_chosen_tokens_begin(level: TokenLevel) -> Non
         assert first[3] == 0
         last_duration = int(sequence[-1, 1]) + 1
         assert (context[:-1][-last_duration:, 1] == first[0]).all()
+        assert (context[:-1][:-last_duration, 1] == own[1:][:-last_duration, 1]).all()
 
 
 def test_streams_are_independent_and_one_can_start_over(level: TokenLevel) -> None:
