@@ -16,7 +16,7 @@ of the number of levels (labels, voicing and coarse fields: exactly equal). The 
 4. loop: they repeat with a longer period.
 
 Quiet frames are no evidence of the last three. In modes that code the energy in a label (2400, 1400, 1200) a quiet
-frame can't be recognized: there it is an unvoiced frame, so a silence with some noise in it is not detected.
+frame can't be recognised: there it is an unvoiced frame, so a silence with some noise in it is not detected.
 """
 
 from dataclasses import dataclass

@@ -102,7 +102,7 @@ def _format_metric(rows: dict[str, dict[str, Any]], total: str, part: str | None
 def _format_tokens(tokens: dict[str, Any]) -> list[str]:
     """Return the metrics of the level above the frame."""
     lines = [
-        "tokens: what is said; the bits per frame above are given the tokens",
+        "tokens; the bits per frame above are those given the tokens",
         f"  {tokens['bits_per_token']:8.3f}  bits per token, {tokens['tokens_per_second']:.1f} tokens per second",
         f"  {tokens['bits_per_frame_bound']:8.3f}  bits per frame of tokens and frames together, an upper bound",
     ]

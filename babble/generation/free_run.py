@@ -64,7 +64,7 @@ class FreeRun:
         sampling: settings of each field; the network's own distribution by default.
         seed: random seed; the same one gives the same frames on the same machine.
         tokens: of a network with tokens, the level above it.
-        token_temperature: of the tokens: what is said, where `sampling` is how it sounds.
+        token_temperature: of the tokens; `sampling` applies to the frames.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Tokens on their way: what is said next, chosen by a network over tokens, one token ahead of the frames.
+"""The tokens of generated frames, sampled from a network over tokens, at least one token ahead of the frames.
 
 run = TokenRun(level, prompts_BTF, temperature, generator)
 context_TBC = run.advance(num_frames)   # of the frames that follow the last one

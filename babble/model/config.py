@@ -30,8 +30,8 @@ class ModelConfig:
             autoregressive_per_field; the other heads have none.
         frames_ahead: Number of following frames predicted in training, each by its own head; 1 is the next frame only.
             The additional heads are not used in generation.
-        tokens: Number of different tokens if the network also receives the token of the next frame (babble.tokens):
-            which one, which follows, and how far it is; 0 for none.
+        tokens: Number of different tokens if the network also receives what `babble tokens` found for the next frame:
+            its token, the token after it, and the position within the token; 0 for none.
     """
 
     inputs: Literal["scaled", "embedded"] = "embedded"

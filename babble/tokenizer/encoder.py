@@ -1,12 +1,12 @@
-"""The encoder: frames to features in which the same sound lies close together, whoever's context it is in.
+"""The encoder: frames -> features in which the same sound lies close together, in any context.
 
     encoder = TokenEncoder(mode, units=192, num_targets=200)
     loss = encoder.loss(frames_BTF, targets_BT, generator)
     features_TH = encoder.features(frames_TF)
 
-A bidirectional network receives frames of which short segments are masked, and predicts the cluster of each masked
-frame. What it must know for that is what the neighbours tell about the frame: its sound, not its noise. No text, letter
-or recogniser is involved.
+A bidirectional network receives frames with masked segments and predicts the cluster of each masked frame. The
+neighbouring frames determine the sound of a frame, but not its noise, so the features represent the sound. No text,
+letter or recogniser is involved.
 
 Source: HuBERT, Hsu et al. 2021; here with clusters of the hidden states of a frame model instead of spectra.
 """
