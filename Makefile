@@ -39,7 +39,7 @@ demo: $(INSTALLED) ## Train on tests/speech for 3 minutes and generate babble.wa
 	@echo "Next:"
 	@echo "  $(BABBLE) generate runs/demo --seconds 60 --temperature 0.9 --out other.wav"
 	@echo "  $(BABBLE) live runs/demo      plays it in a browser, and the bundled voice, which has words"
-	@echo "  $(BABBLE) voice my.mp3        makes a voice of your own recordings"
+	@echo "  $(BABBLE) voice my.mp3        makes a voice from your own recordings"
 	@echo "  README.md shows how to train on a whole audiobook."
 
 test: $(INSTALLED) ## Run the test suite
@@ -57,7 +57,7 @@ gpu: $(INSTALLED) ## Run the tests that need a GPU; without one they are skipped
 fuzz: $(INSTALLED) ## Decode thousands of damaged recordings; some minutes
 	PYTHONPATH=.:tests $(RUN) tests/fuzz.py
 
-chaos: $(INSTALLED) ## Kill four commands at random moments and compare their results; an hour
+chaos: $(INSTALLED) ## Kill four commands at random moments and compare their results; two hours
 	PYTHONPATH=.:tests $(RUN) tests/chaos.py
 
 lint: $(INSTALLED) ## Check style, formatting and types

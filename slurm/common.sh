@@ -5,7 +5,8 @@ die() {
     exit 1
 }
 
-# The job's id for squeue and `scontrol requeue`: 17, or 17_3 in an array, where SLURM_JOB_ID can be that of the whole array.
+# The job's id for squeue and `scontrol requeue`: 17, or 17_3 in an array, where SLURM_JOB_ID can be that of the whole
+# array.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-${SLURM_JOB_ID:-}}
 
@@ -14,12 +15,12 @@ job=${job:-${SLURM_JOB_ID:-}}
 find_python() {
     python=$project/.venv/bin/python
     [ -x "$python" ] || python=$(command -v python3) ||
-        die "no Python found: run \`make .venv/.installed\` in $project, or activate babble's environment before sbatch."
+        die "no Python found: run \`make .venv/.installed\` in $project, or activate babble's environment first."
     export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH}
-    local missing
-    missing=$("$python" -c 'import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if not u.find_spec(m)))' "$@") ||
-        die "$python does not run on $(hostname)."
-    [ -z "$missing" ] || die "$python lacks $missing: run \`make .venv/.installed\` in $project, or install them there."
+    local missing find='import importlib.util as u, sys; print(*(m for m in sys.argv[1:] if not u.find_spec(m)))'
+    missing=$("$python" -c "$find" "$@") || die "$python does not run on $(hostname)."
+    [ -z "$missing" ] ||
+        die "$python lacks $missing: run \`make .venv/.installed\` in $project, or install them there."
 }
 
 # Print what runs where: the first lines of the job's log, again after every restart.
@@ -45,8 +46,9 @@ requeue() {
     die "Slurm requeued job $job but did not end this run of it."
 }
 
-# Start a Ray cluster on the allocation and set $address. Its head is on this node; the other nodes join it. Only processes
-# with the token can connect. Slurm ends the cluster with the job: `ray stop` would end the Ray of other jobs too.
+# Start a Ray cluster on the allocation and set $address. Its head is on this node; the other nodes join it. Only
+# processes with the token can connect. Slurm ends the cluster with the job: `ray stop` would end the Ray of other jobs
+# too.
 start_ray() {
     address=$(getent ahostsv4 "$(hostname)" | awk 'NR == 1 { print $1 }'):$((20000 + SLURM_JOB_ID % 10000))
     RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')

@@ -4,9 +4,9 @@
 #   slurm/pipeline.sh NAME PREPROCESS-ARGUMENTS [-- TRAIN-ARGUMENTS [-- EVALUATE-ARGUMENTS]]
 #   slurm/pipeline.sh book --sources audiobook/ -- --config configs/babble.yaml -- --split test
 #
-# Run it on a login node. The arguments go to `babble preprocess`, `babble train` and `python -m
-# babble.evaluate`; the folders shards/NAME and runs/NAME are filled in. Three variables hold flags for sbatch, which
-# override the #SBATCH lines of each job's script:
+# Run it on a login node. The arguments go to `babble preprocess`, `babble train` and `babble evaluate`; the folders
+# shards/NAME and runs/NAME are filled in. Three variables hold flags for sbatch, which override the #SBATCH lines of
+# each job's script:
 #
 #   PREPROCESS_FLAGS   of slurm/preprocess.sh, e.g. '--nodes=4 --cpus-per-task=32' or '--partition=cpu'
 #   TRAIN_FLAGS        of slurm/train.sh, e.g. '--nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --time=2-00:00:00'

@@ -6,8 +6,8 @@
 #   sbatch --array=0-7 slurm/preprocess.sh ...                      eight independent jobs, without ports between nodes:
 #                                                                   each does its share, the last one writes the shards
 #
-# If it was killed, requeued or submitted again, it does only what is missing. The shards are the same bytes in each case.
-# SHARES=10 sbatch --array=3,7 slurm/preprocess.sh ... repeats two shares of an array of ten.
+# If it was killed, requeued or submitted again, it does only what is missing. The shards are the same to the byte in
+# each case. SHARES=10 sbatch --array=3,7 slurm/preprocess.sh ... repeats two shares of an array of ten.
 #SBATCH --job-name=babble-preprocess
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -22,7 +22,7 @@ script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*/slurm/pre
 project=$(cd "$(dirname "$script")/.." && pwd)
 source "$project/slurm/common.sh" || exit 1
 
-find_python ray pycodec2 soundfile webdataset jobs
+find_python ray pycodec2 av soxr tqdm jobs
 print_job
 cores=${SLURM_CPUS_PER_TASK:-1}
 nodes=$SLURM_JOB_NUM_NODES

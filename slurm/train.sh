@@ -2,12 +2,12 @@
 # Train a network, one process per GPU. The arguments go to `babble train`.
 #
 #   sbatch slurm/train.sh --config configs/babble.yaml --data.shards shards/book --name book
-#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 slurm/train.sh ...         four nodes with eight GPUs each
-#   sbatch --partition=cpu --gpus-per-node=0 --nodes=2 slurm/train.sh ...             two nodes without GPU, one process each
+#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 slurm/train.sh ...    four nodes with eight GPUs each
+#   sbatch --partition=cpu --gpus-per-node=0 --nodes=2 slurm/train.sh ...        two nodes without GPU, one process each
 #
 # Two minutes before its time limit, or when a job of higher priority needs the nodes, it saves a checkpoint and is
-# requeued. It then resumes in the same run folder and W&B run, with the same result as without the interruption.
-# docs/cluster.md has a section on failures.
+# requeued. It then resumes in the same run folder and W&B run, with the same result as without the interruption (on a
+# GPU to the bit only with --compute.deterministic true). docs/cluster.md has a section on failures.
 #SBATCH --job-name=babble-train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -38,8 +38,8 @@ echo "logs     $PWD/$logs/rank-*.log    to follow: tail -F $logs/rank-0.log"
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 
-# An empty handler keeps this shell alive when the processes are asked to save. `trap '' ...` would also make srun and the
-# processes ignore the signals.
+# An empty handler keeps this shell alive when the processes are asked to save. `trap '' ...` would also make srun and
+# the processes ignore the signals.
 trap : TERM USR1
 : >"$logs/srun.log"
 srun --ntasks-per-node="$tasks" --kill-on-bad-exit=1 --open-mode=append --output="$logs/rank-%t.log" \
@@ -47,9 +47,11 @@ srun --ntasks-per-node="$tasks" --kill-on-bad-exit=1 --open-mode=append --output
 code=$?
 trap - TERM USR1
 
-# Exit code 128 + a signal's number: training saved and stopped as requested, or had not started yet. If one process fails,
-# srun ends the others with SIGTERM and returns the highest code of all, so search for the first with another cause.
-first=$(grep ' task' "$logs/srun.log" | grep -v -e 'exit code 1\(30\|38\|43\)' -e Terminated -e 'User defined signal 1' |
+# Exit code 128 + a signal's number: training saved and stopped as requested, or had not started yet. If one process
+# fails, srun ends the others with SIGTERM and returns the highest code of all, so search for the first with another
+# cause.
+first=$(grep ' task' "$logs/srun.log" |
+    grep -v -e 'exit code 1\(30\|38\|43\)' -e Terminated -e 'User defined signal 1' |
     sed -n 's/.* task[s]* \([0-9]*\).*: \(.*\)/\1 \2/p' | head -n 1)
 if [ -n "$first" ]; then
     rank=${first%% *}

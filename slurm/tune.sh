@@ -1,11 +1,11 @@
 #!/bin/bash
-# Run a sweep with Ray Tune. The arguments go to `babble tune`; --name is required.
+# Run a sweep with Ray Tune. The arguments go to `babble tune`; --name, or --resume, is required.
 #
 #   sbatch slurm/tune.sh --config configs/tune.yaml --data.shards shards/book --name sweep
-#   sbatch --nodes=4 --cpus-per-task=32 --gpus-per-node=8 slurm/tune.sh ...      trials on all cores and GPUs of four nodes
+#   sbatch --nodes=4 --cpus-per-task=32 --gpus-per-node=8 slurm/tune.sh ...     trials on all cores and GPUs of 4 nodes
 #
-# Two minutes before its time limit, or when a job of higher priority needs the nodes, the trials save checkpoints and the
-# job is requeued. The sweep then resumes: finished trials are kept, the others continue from their checkpoints.
+# Two minutes before its time limit, or when a job of higher priority needs the nodes, the trials save checkpoints and
+# the job is requeued. The sweep then resumes: finished trials are kept, the others continue from their checkpoints.
 #SBATCH --job-name=babble-tune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -24,7 +24,7 @@ source "$project/slurm/common.sh" || exit 1
 find_python torch pytorch_lightning webdataset ray optuna babble
 print_job
 [ "${SLURM_NTASKS_PER_NODE:-1}" = 1 ] || die "one process per node starts all others there: remove --ntasks-per-node."
-[[ " $* " =~ " --name " || " $* " =~ " --name=" || " $* " =~ " --resume " ]] ||
+[[ " $* " =~ " "--(name|resume)[=\ ] ]] ||
     die "give the sweep a name with --name, so that it can resume under that name."
 start_ray
 

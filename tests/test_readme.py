@@ -10,6 +10,8 @@ import pytest
 from documented import check_command, find_commands
 from paths import ROOT
 
+from babble.commands import COMMANDS
+
 PAGES = [
     ROOT / "README.md",
     ROOT / "babble/pretrained/README.md",
@@ -68,19 +70,32 @@ def test_no_text_recommends_another_projects_package() -> None:
     assert found in ([], ["tests/test_readme.py"]), "this file itself has an example"
 
 
-def test_cluster_page_installs_what_the_batch_scripts_need() -> None:
-    page = (ROOT / "docs/cluster.md").read_text()
+def find_modules(extras: str) -> set[str]:
+    """Return what these extras of pyproject.toml, separated by commas, install, as names of modules."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (extras,) = re.findall(r"-e '\.\[(.*?)\]'", page)
     installed, todo = set(), extras.split(",")
     while todo:
         for requirement in project["optional-dependencies"][todo.pop()]:
             name, more = re.match(r"([\w-]+)(?:\[([\w,]+)\])?", requirement).groups()  # type: ignore[union-attr]
             installed.add(name.replace("-", "_"))
             todo += more.split(",") if name == project["name"] else []
-    for script in sorted((ROOT / "slurm").glob("*.sh")):
-        for line in re.findall(r"^find_python (.*)", script.read_text(), re.MULTILINE):
-            assert set(line.split()) - installed <= {"babble", "jobs"}, script.name
+    return installed
+
+
+@pytest.mark.parametrize(
+    ("script", "extra"), [("preprocess", "preprocess"), ("train", "train"), ("tune", "tune"), ("evaluate", "train")]
+)
+def test_batch_scripts_need_what_their_extra_and_the_cluster_page_install(script: str, extra: str) -> None:
+    (line,) = re.findall(r"^find_python (.*)", (ROOT / f"slurm/{script}.sh").read_text(), re.MULTILINE)
+    (extras,) = re.findall(r"-e '\.\[(.*?)\]'", (ROOT / "docs/cluster.md").read_text())
+    needed = set(line.split()) - {"babble", "jobs"}
+    assert needed <= find_modules(extra)
+    assert needed <= find_modules(extras)
+
+
+def test_readme_and_help_say_the_same_of_each_command() -> None:
+    table = dict(re.findall(r"^\| `babble (\w+)` \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert table == {name: command.summary for name, command in COMMANDS.items()}
 
 
 def test_cluster_page_documents_the_variables_of_the_pipeline() -> None:
