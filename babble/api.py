@@ -11,6 +11,7 @@ Everything here is also in the package itself, which imports this module, and so
 
 import base64
 import io
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from babble.codec.codec2 import Decoder, decode_frames, encode_pcm
+from babble.codec.codec2 import Decoder, decode_frames, encode_pcm, write_c2
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, check_levels, get_mode, pack_packets, unpack_packets
 from babble.codec.token_sequences import add_context
 from babble.generation.free_run import FreeRun, choose_sampling, one_thread
-from babble.generation.output import write_frames, write_wav
+from babble.generation.output import write_wav
 from babble.generation.prompts import find_prompt, read_frames
 from babble.generation.token_run import check_token_temperature, load_token_level
 from babble.model.babbler import Babbler
@@ -76,7 +77,7 @@ class Speech:
         if path.suffix == ".wav":
             write_wav(path, self.pcm)
         else:
-            write_frames(path, self.frames, self.mode)
+            write_c2(path, self.frames, self.mode)
 
     def _repr_html_(self) -> str:
         from babble.reporting.plots.figures import write_png
@@ -132,21 +133,26 @@ class Voice:
         """Return speech that continues a prompt.
 
         Args:
-            seconds: length, at least one frame.
+            seconds: length, at least one frame, and finite.
             prompt: what it continues: the path of a recording, frames (T, F), other speech, or a prompt as `babble
                 generate --prompt` takes it; by default the first prompt that the run saved, else a second of silence.
-            temperature: below 1 sharpens, above 1 flattens the distribution; by group or field: "pitch=0.7,lsp=0.9".
+            temperature: below 1 sharpens, above 1 flattens the distribution; 1 by default. One number for all fields,
+                or by group or field: "pitch=0.7,lsp=0.9". Needs a head with a likelihood, as do top_p and min_p.
             top_p: sample only from the most probable levels of a field that together have this probability.
             min_p: sample only from levels at least this probable, relative to the most probable one.
-            token_temperature: of a voice with tokens, what is said, where temperature is how it sounds.
+            token_temperature: temperature of the tokens, for a voice with tokens; 0.7 by default. `temperature` applies
+                to the frames.
             seed: random seed; the same one gives the same frames.
 
         Raises:
             FileNotFoundError, ValueError: an unusable prompt or setting.
         """
-        num_frames = round(seconds * self.mode.frames_per_second)
+        num_frames = round(seconds * self.mode.frames_per_second) if math.isfinite(seconds) else 0
         if num_frames < 1:
-            raise ValueError(f"seconds={seconds}: must be at least {self.mode.frame_ms / 1000:g}, one frame.")
+            raise ValueError(
+                f"seconds={seconds}: must be at least {self.mode.frame_ms / 1000:g}, one frame, and finite. `stream` "
+                "generates without end."
+            )
         blocks, num_made = [], 0
         settings = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
         for block in self.stream(prompt=prompt, **settings, token_temperature=token_temperature, seed=seed):
@@ -233,7 +239,7 @@ def encode(recording: AnyPath | np.ndarray, mode: str = DEFAULT_MODE) -> np.ndar
     """Return a recording as frames (T, F).
 
     Args:
-        recording: path of an audio file of any format, .c2 included, or PCM: int16 (N,) at 8 kHz.
+        recording: path of an audio file of any format, .c2 and .c2cb included, or PCM: int16 (N,) at 8 kHz.
         mode: the Codec 2 mode.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Export a run's weights as a voice: one small checkpoint for `babble.generate` and `babble.evaluate`.
+"""Export a run's weights as a voice: one small checkpoint for `babble generate` and `babble evaluate`.
 
     babble export runs/NAME --out voices/NAME
     babble generate voices/NAME --seconds 60 --out babble.wav
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from babble.cli import run_command
+from babble.codec.frames import TOKENS
 from babble.files import replacing
 from babble.run_folder import RunFolder, locate_checkpoint
 
@@ -45,7 +46,7 @@ def export_voice(config: ExportConfig) -> Path:
     """Write the voice and return the path of its checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: an unusable run or checkpoint.
+        FileNotFoundError, ValueError: an unusable run or checkpoint, or `out` is itself a run.
     """
     # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
     import torch
@@ -54,6 +55,8 @@ def export_voice(config: ExportConfig) -> Path:
 
     assert config.run is not None
     assert config.out is not None
+    if RunFolder(config.out).config.is_file():
+        raise ValueError(f"--out {config.out} is a run, whose best.ckpt would be replaced: name another folder.")
     run, checkpoint_path = locate_checkpoint(config.run, config.checkpoint)
     checkpoint = load_checkpoint(checkpoint_path)
     build_model(checkpoint)
@@ -61,7 +64,6 @@ def export_voice(config: ExportConfig) -> Path:
     weights = compress_weights(checkpoint["state_dict"])
     trained = {key: value for key, value in run.read_config().items() if key in TRAINING_SECTIONS}
     path = RunFolder(config.out).checkpoint("best")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if run.tokens.is_file():
         with replacing(RunFolder(config.out).tokens) as temporary:
             shutil.copyfile(run.tokens, temporary)
@@ -71,9 +73,16 @@ def export_voice(config: ExportConfig) -> Path:
 
 
 def _run(config: ExportConfig) -> None:
+    # Imported here, as above.
+    from babble.model.checkpoint import load_checkpoint
+
     path = export_voice(config)
-    command = shlex.join(["babble", "generate", str(config.out), "--seconds", "60"])
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB. Listen: {command}")
+    size = f"{path}: {path.stat().st_size / 1e6:.1f} MB."
+    if load_checkpoint(path)["hyper_parameters"]["mode"] == TOKENS.name:
+        print(f"{size} It has no sound: a network over frames receives its tokens.")
+    else:
+        command = shlex.join(["babble", "generate", str(config.out), "--seconds", "60"])
+        print(f"{size} Listen: {command}")
 
 
 def main() -> None:

@@ -47,11 +47,12 @@ def _naming(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; afterwards flush it to the disk and rename it to `path`.
 
-    If the block raises, `path` stays as it was and the temporary file is removed.
+    The folder is created if needed. If the block raises, `path` stays as it was and the temporary file is removed.
     """
     temporary = temporary_path(path)
     try:
         with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

@@ -6,7 +6,8 @@
     babble generate runs/NAME --seconds inf --out - | aplay -f S16_LE -r 8000
     babble generate --prompt chapter.mp3 --seconds 0 --what-if pitch=flat:120 --out flat.wav
 
-1. The network receives the prompt, real speech by default (generation/prompts.py).
+1. The network receives the prompt: by default real speech that the run saved, or silence if it saved none, as with the
+   bundled voice (generation/prompts.py).
 2. Then each frame is sampled, and is the network's next input (generation/free_run.py).
 3. Frames are decoded and written block by block. A guard checks each stream for silence, a held tone, a pulse and a
    loop (generation/output.py).
@@ -25,11 +26,11 @@ from typing import Any, Literal
 import numpy as np
 
 from babble.cli import CommandError, Interrupted, config_to_dict, run_command
-from babble.codec.codec2 import decode_frames
+from babble.codec.codec2 import decode_frames, write_c2
 from babble.codec.edits import Edit, apply_edits, parse_edits
 from babble.codec.frames import Mode
 from babble.files import check_writable, write_json
-from babble.generation.output import STDOUT, Stream, read_wav, run_streams, write_frames, write_wav
+from babble.generation.output import STDOUT, Stream, read_wav, run_streams, write_wav
 from babble.generation.prompts import Prompt, find_prompt
 from babble.model.config import DeviceName
 from babble.run_folder import PRETRAINED, locate_checkpoint
@@ -51,11 +52,11 @@ class GenerateConfig:
         with_prompt: whether the WAV starts with the prompt.
         shards: folder of shards that times and frame numbers refer to; the run's own by default.
         temperature: below 1 sharpens, above 1 flattens the distribution; 1 by default. One number for all fields, or by
-            group or field: "pitch=0.7,lsp=0.9". Only for heads with a likelihood; so are top_p and min_p.
+            group or field: "pitch=0.7,lsp=0.9". Needs a head with a likelihood, as do --top-p and --min-p.
         top_p: sample only from the most probable levels of a field that together have this probability; default 1.
         min_p: sample only from levels at least this probable, relative to the most probable one; default 0.
-        token_temperature: of a voice with tokens, the sampling of what is said, where `temperature` is that of how it
-            sounds; 0.7 by default.
+        token_temperature: temperature of the tokens, for a voice with tokens; 0.7 by default. --temperature applies to
+            the frames.
         guard: on silence, a held tone, a pulse or a loop: "watch" reports it on the terminal and in the JSON, with its
             time in the WAV; "act" also restarts the stream from its prompt; "off" does nothing.
         what_if: edits of fields, separated by commas, e.g. "pitch=flat:120", "energy=+6dB", "lsp=mean", "voicing=off":
@@ -97,6 +98,11 @@ class GenerateConfig:
                 f"--prompt-frames {self.prompt_frames}: must be at least 1. To generate without speech as prompt, use "
                 "--prompt silence."
             )
+        for key in ("temperature", "top_p", "min_p", "token_temperature"):
+            value = getattr(self, key)
+            if self.seconds == 0 and value is not None:
+                flag = f"--{key.replace('_', '-')}"
+                raise ValueError(f"{flag} {value} has no effect with --seconds 0, which generates nothing.")
         if math.isinf(self.seconds) and self.out != STDOUT:
             raise ValueError("--seconds inf needs --out -: a file has to end.")
         if self.out != STDOUT and not self.out.endswith(".wav"):
@@ -116,8 +122,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
     from babble.model.checkpoint import build_model, load_checkpoint
 
     if config.out != STDOUT:
-        for name in _name_outputs(config):
-            check_writable(Path(name), "--out")
+        _check_outputs(config)
     run, checkpoint_path = locate_checkpoint(config.run or PRETRAINED, config.checkpoint)
     checkpoint = load_checkpoint(checkpoint_path)
     model = build_model(checkpoint, config.device)
@@ -159,7 +164,7 @@ def generate(config: GenerateConfig) -> list[dict[str, Any]]:
         for stream, stream_facts in zip(streams, all_facts, strict=True):
             _write_files(stream, stream_facts, prompt, edits)
     if stopped_by is not None:
-        where = "" if config.out == STDOUT else f" in {config.out}"
+        where = "" if config.out == STDOUT else f" in {', '.join(stream.out for stream in streams)}"
         raise Interrupted(f"stopped after {seconds:.1f} s of babble{where}.", stopped_by)
     return all_facts
 
@@ -178,6 +183,18 @@ def _name_outputs(config: GenerateConfig) -> list[str]:
     return [str(path.with_name(f"{path.stem}-{number}.wav")) for number in range(1, config.streams + 1)]
 
 
+def _check_outputs(config: GenerateConfig) -> None:
+    """Raise if a WAV file can't be written, or if a file to be written is the prompt."""
+    for out in map(Path, _name_outputs(config)):
+        check_writable(out, "--out")
+        wavs = (out, _name_edited(out)) if config.what_if else (out,)
+        written = [path.with_suffix(suffix).resolve() for path in wavs for suffix in (".wav", ".c2")]
+        if config.prompt and Path(config.prompt).resolve() in written:
+            raise ValueError(
+                f"--prompt {config.prompt} would be overwritten by --out {config.out}: give another --out."
+            )
+
+
 def _name_edited(out: Path) -> Path:
     return out.with_name(f"{out.stem}-what-if.wav")
 
@@ -188,13 +205,13 @@ def _write_files(stream: Stream, facts: dict[str, Any], prompt: Prompt, edits: t
     if not len(frames):
         return
     prompt_frames = len(frames) - facts["frames"]
-    write_frames(out.with_suffix(".c2"), frames, mode)
+    write_c2(out.with_suffix(".c2"), frames, mode)
     _plot(out, frames, mode, f"{out.name}: {prompt.origin}", prompt_frames)
     write_json(out.with_suffix(".json"), facts)
     if edits:
         edited_out, edited = _name_edited(out), apply_edits(frames, edits, mode)
         write_wav(edited_out, decode_frames(edited, mode))
-        write_frames(edited_out.with_suffix(".c2"), edited, mode)
+        write_c2(edited_out.with_suffix(".c2"), edited, mode)
         _plot(edited_out, edited, mode, f"{edited_out.name}: {facts['what_if']}; {prompt.origin}", prompt_frames)
 
 

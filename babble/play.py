@@ -9,6 +9,7 @@ audio device is the system's default.
 
 import contextlib
 import os
+import re
 import select
 import sys
 import time
@@ -76,9 +77,13 @@ def _reading_keys() -> Iterator[bool]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def _read_key() -> str:
-    """Return the key that was pressed since the last call, or nothing."""
-    return os.read(sys.stdin.fileno(), 8).decode(errors="ignore") if select.select([sys.stdin], [], [], 0)[0] else ""
+def _read_keys() -> list[str]:
+    """Return the keys that were pressed since the last call."""
+    if not select.select([sys.stdin], [], [], 0)[0]:
+        return []
+    # No terminal holds more. While a block is written, a key that is held down comes several times.
+    text = os.read(sys.stdin.fileno(), 4096).decode(errors="ignore")
+    return re.findall(r"\x1b\[[AB]|.", text, re.DOTALL)
 
 
 def _import_sounddevice() -> ModuleType:
@@ -93,19 +98,22 @@ def play(config: PlayConfig) -> None:
     """Play until a key, a signal or the end of the audio device.
 
     Raises:
-        FileNotFoundError, ValueError: an unusable run or prompt.
-        CommandError: there is no audio device.
+        FileNotFoundError, ValueError: an unusable run or prompt, or a temperature without effect.
+        CommandError: there is no audio device, or it was removed.
     """
     # Imported here: torch takes seconds, which --help and a refused setting need not wait for.
     import torch
 
+    from babble.generation.free_run import choose_sampling
     from babble.player.session import Session, Settings, Voices
 
     torch.set_num_threads(1)
     voices = Voices(config.run or PRETRAINED, Path(os.devnull))
     session = Session(voices, config.seed, Settings(temperature=f"{config.temperature:g}"))
+    model, run, _ = voices.load(session.voice)
+    # Session itself accepts one that has no effect.
+    choose_sampling(model, None if config.temperature == 1 else config.temperature)
     if config.prompt:
-        _, run, _ = voices.load(session.voice)
         session.continue_from(find_prompt(config.prompt, run, session.mode, seed=config.seed))
     sounddevice = _import_sounddevice()
     try:
@@ -114,24 +122,27 @@ def play(config: PlayConfig) -> None:
         raise CommandError(
             f"no audio device: {error}. babble live plays in a browser, babble generate writes a file."
         ) from None
-    with stream, _reading_keys() as has_keys:
-        print(f"Playing {session.voice}." + " Up, down: temperature. Space: pause. q: end." * has_keys, flush=True)
-        _play_blocks(session, stream.write, has_keys, config.temperature)
+    try:
+        with stream, _reading_keys() as has_keys:
+            print(f"Playing {session.voice}." + " Up, down: temperature. Space: pause. q: end." * has_keys, flush=True)
+            _play_blocks(session, stream.write, has_keys, config.temperature)
+    except sounddevice.PortAudioError as error:
+        raise CommandError(f"the audio device failed: {error}. Was it removed?") from None
 
 
 def _play_blocks(session: "Session", write: Callable[[bytes], object], has_keys: bool, temperature: float) -> None:
     """Write blocks until q; `write` returns when there is room for more."""
     is_paused = False
     while True:
-        key = _read_key() if has_keys else ""
-        if key == "q":
-            return
-        if key == " ":
-            is_paused = not is_paused
-        if (new := press(key, temperature)) != temperature:
-            temperature = new
-            session.change(replace(session.settings, temperature=f"{temperature:g}"))
-            print(f"temperature {temperature:g}", flush=True)
+        for key in _read_keys() if has_keys else []:
+            if key == "q":
+                return
+            if key == " ":
+                is_paused = not is_paused
+            if (new := press(key, temperature)) != temperature:
+                temperature = new
+                session.change(replace(session.settings, temperature=f"{temperature:g}"))
+                print(f"temperature {temperature:g}", flush=True)
         if is_paused:
             time.sleep(0.05)
             continue

@@ -99,6 +99,9 @@ def test_real_speech_is_likelier_than_noise(voice: babble.Voice) -> None:
 def test_what_cannot_be_done_is_an_error(voice: babble.Voice, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"seconds=0: must be at least 0\.04"):
         voice.generate(seconds=0)
+    for endless in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"seconds={endless}: must be at least 0.04, one frame, and finite"):
+            voice.generate(seconds=endless)
     with pytest.raises(ValueError, match="prompt: no frames to continue"):
         voice.generate(prompt=np.empty((0, 16), np.uint8))
     with pytest.raises(ValueError, match="prompt: frames have shape"):

@@ -34,6 +34,13 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.M
         read_json(path)
 
 
+def test_the_folder_of_a_file_is_created(tmp_path: Path):
+    path = tmp_path / "new" / "folder" / "a.json"
+    check_writable(path, "--json")
+    write_json(path, 1)
+    assert read_json(path) == 1
+
+
 def test_lines_are_appended_and_a_half_line_is_left_out(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     assert read_json_lines(path) == []

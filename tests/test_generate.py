@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from paths import ROOT, SPEECH
+from player.conftest import write_voice
 
 from babble.cli import Interrupted, read_config
 from babble.codec.codec2 import read_c2, write_c2
@@ -21,6 +22,7 @@ from babble.codec.edits import apply_edits, parse_edits
 from babble.codec.frames import MODES
 from babble.data.shards import read_manifest, read_recordings
 from babble.export import ExportConfig, export_voice
+from babble.export import _run as export
 from babble.generate import GenerateConfig, generate
 from babble.generation.free_run import FreeRun
 from babble.model.checkpoint import build_model, load_checkpoint
@@ -132,6 +134,7 @@ def test_streams_differ_and_have_their_own_files(run: Path, tmp_path: Path):
         ({"what_if": "lsp=mean", "out": "-"}, "--what-if lsp=mean writes a second WAV file"),
         ({"streams": 0}, "--streams 0: must be at least 1"),
         ({"streams": 2, "out": "-"}, "must be at least 1, and 1 with --out -"),
+        ({"seconds": 0, "top_p": 0.9}, "--top-p 0.9 has no effect with --seconds 0"),
     ],
 )
 def test_unusable_settings_are_named_before_anything_is_written(
@@ -141,6 +144,19 @@ def test_unusable_settings_are_named_before_anything_is_written(
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         generate(GenerateConfig(**settings))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes"),
+    [("b.wav", {}), ("b.c2", {}), ("b-2.c2", {"streams": 2}), ("b-what-if.c2", {"what_if": "lsp=mean"})],
+)
+def test_a_prompt_is_not_overwritten(prompt: str, changes: dict[str, Any], run: Path, tmp_path: Path):
+    path = tmp_path / "sub" / ".." / prompt
+    path.parent.parent.mkdir()
+    write_c2(tmp_path / prompt, np.zeros((30, 16), np.uint8), MODE)
+    with pytest.raises(ValueError, match=f"{prompt} would be overwritten by --out .*b.wav: give another --out"):
+        generate(GenerateConfig(run=run, seconds=0.2, prompt=str(path), out=str(tmp_path / "b.wav"), **changes))
+    assert len(read_c2(tmp_path / prompt)[0]) == 30
 
 
 def test_a_checkpoint_file_and_another_checkpoint_contradict_each_other(run: Path):
@@ -214,13 +230,15 @@ def test_a_signal_stops_generation_and_all_frames_so_far_are_written(
 
     monkeypatch.setattr(FreeRun, "make_block", make_block_and_interrupt)
     out = tmp_path / "b.wav"
-    with pytest.raises(Interrupted, match=r"stopped after 4\.0 s of babble in .*b\.wav") as stop:
-        generate(GenerateConfig(run=run, seconds=60, out=str(out)))
+    with pytest.raises(Interrupted, match=r"stopped after 4\.0 s of babble in .*b-1\.wav, .*b-2\.wav\.") as stop:
+        generate(GenerateConfig(run=run, seconds=60, streams=2, out=str(out)))
     assert stop.value.number == signal.SIGINT
-    assert len(read_c2(out.with_suffix(".c2"))[0]) == 130
-    with wave.open(str(out)) as file:
-        assert file.getnframes() == 130 * MODE.pcm_per_frame
-    assert json.loads(out.with_suffix(".json").read_text())["frames"] == 100
+    for number in (1, 2):
+        out = tmp_path / f"b-{number}.wav"
+        assert len(read_c2(out.with_suffix(".c2"))[0]) == 130
+        with wave.open(str(out)) as file:
+            assert file.getnframes() == 130 * MODE.pcm_per_frame
+        assert json.loads(out.with_suffix(".json").read_text())["frames"] == 100
 
 
 def test_an_exported_voice_is_small_and_generates_from_silence(
@@ -241,6 +259,22 @@ def test_an_exported_voice_is_small_and_generates_from_silence(
     assert (facts["prompt_origin"], facts["prompt_frames"]) == ("silence", 25)
     with pytest.raises(ValueError, match="comes without shards: name a folder of shards with --shards"):
         generate(GenerateConfig(seconds=2, prompt="1:00", out=str(tmp_path / "v.wav")))
+
+
+def test_an_export_replaces_no_run_and_tells_how_to_listen_to_speech_only(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = (run / "checkpoints/best.ckpt").read_bytes()
+    for source in (run, run / "checkpoints/best.ckpt"):
+        with pytest.raises(ValueError, match=f"--out {run} is a run, whose best.ckpt would be replaced: name another"):
+            export_voice(ExportConfig(run=source, out=run))
+    assert (run / "checkpoints/best.ckpt").read_bytes() == before
+    export(ExportConfig(run=run, out=tmp_path / "voice"))
+    assert f"Listen: babble generate {tmp_path / 'voice'} --seconds 60\n" in capsys.readouterr().out
+    over_tokens = write_voice(tmp_path / "over-tokens", mode="tokens")
+    shutil.copy(run / "config.yaml", over_tokens)
+    export(ExportConfig(run=over_tokens, out=tmp_path / "tokens"))
+    assert "babble generate" not in capsys.readouterr().out
 
 
 def test_raw_pcm_without_end_is_piped_to_a_player_without_shards(run: Path, tmp_path: Path):

@@ -18,7 +18,9 @@ from babble.data.shards import read_manifest
 from babble.model.checkpoint import build_model, load_checkpoint
 from babble.model.config import ModelConfig
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
-from babble.voice import BATCH_SIZE, VoiceConfig, choose_training, find_start, make_voice
+from babble.training.config import StopConfig, TrainConfig
+from babble.training.wandb_run import WandbConfig
+from babble.voice import BATCH_SIZE, VoiceConfig, _continue, choose_training, find_start, make_voice
 
 
 def start(folder: Path, *words: object) -> subprocess.Popen[str]:
@@ -56,6 +58,23 @@ def test_one_recording_becomes_a_voice_and_a_stopped_command_continues(tmp_path:
     assert "Listen: babble generate 'runs/my voice' --seconds 60 --out 'my voice.wav'" not in printed
     assert "Listen: babble generate 'runs/my voice' --seconds 60 --out 'my voice-babble.wav'" in printed
     assert "babble train --config" not in printed, "what babble preprocess advises"
+    places = {"runs": tmp_path / "runs", "shards": tmp_path / "shards"}
+    other = VoiceConfig((tmp_path / "my voice.wav",), seed=3, wandb=WandbConfig("off", "mine"), **places)
+    with pytest.raises(
+        ValueError,
+        match=r"other settings, so it is not continued:\n  init_from: was '.*/first/checkpoints/best.ckpt', now '.*"
+        r"pretrained/checkpoints/stage-1.ckpt'\n  seed: was 0, now 3\n  wandb.project: was 'babble', now 'mine'\n",
+    ):
+        make_voice(other)
+
+
+def test_a_voice_is_continued_where_the_bundled_one_has_another_place() -> None:
+    start = find_start(None)
+    found = TrainConfig("me", stop=StopConfig(steps=1), init_from=Path("/elsewhere", *start.parts[-4:]))
+    same = VoiceConfig((Path("me.mp3"),), runs=found.runs, wandb=found.wandb)
+    assert _continue(same, found, start) == found
+    init = Path("/first/checkpoints/stage-1.ckpt")
+    assert _continue(replace(same, init_from=init), found, init).init_from == init
 
 
 def test_without_a_named_run_a_voice_starts_from_the_bundled_network_before_tokens() -> None:
@@ -87,6 +106,16 @@ def test_what_cannot_become_a_voice_is_refused_before_anything_is_written(tmp_pa
     places = {"runs": tmp_path / "runs", "shards": tmp_path / "shards"}
     with pytest.raises(FileNotFoundError, match="nobody"):
         make_voice(VoiceConfig((path,), init_from=tmp_path / "nobody", **places))
-    with pytest.raises(FileNotFoundError, match="nothing"):
+    with pytest.raises(FileNotFoundError, match=r"--recordings .*nothing\.mp3 does not exist"):
         make_voice(VoiceConfig((tmp_path / "nothing.mp3",), **places))
+    for name in ("a/b", "", ".a"):
+        with pytest.raises(ValueError, match=f"--name '{name}' can't be the name of a folder"):
+            VoiceConfig((path,), name=name)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "shards" / "me").mkdir(parents=True)
+    (tmp_path / "shards" / "me" / "notes").touch()
+    with pytest.raises(ValueError, match=r"--name me: .*/shards/me holds notes, so it is not a folder of shards"):
+        make_voice(VoiceConfig((path,), name="me", **places))
+    over_tokens = write_voice(tmp_path / "over-tokens", mode="tokens")
+    with pytest.raises(ValueError, match=r"--init-from .*over-tokens was trained on tokens"):
+        make_voice(VoiceConfig((path,), init_from=over_tokens, **places))

@@ -20,6 +20,7 @@ import numpy as np
 import pycodec2
 
 from babble.codec.frames import MODES, TOKENS, Mode, check_levels, pack_packets, unpack_packets
+from babble.files import write_bytes
 
 C2_MAGIC = bytes.fromhex("c0dec2")
 # The version that libcodec2 1.2 writes. c2enc of Codec 2 1.0 writes 1.0; c2dec reads either.
@@ -146,8 +147,8 @@ def read_c2(path: Path) -> tuple[np.ndarray, Mode]:
 
 
 def write_c2(path: Path, frames: np.ndarray, mode: Mode) -> None:
-    """Write frames as a .c2 file that `c2dec` plays."""
-    path.write_bytes(c2_header(mode) + pack_packets(frames, mode))
+    """Write frames (T, F) as a .c2 file that `c2dec` plays, whole or not at all."""
+    write_bytes(path, c2_header(mode) + pack_packets(frames, mode))
 
 
 def parse_c2cb(data: bytes, mode: Mode, where: str) -> np.ndarray:

@@ -52,10 +52,14 @@ def parse_edits(text: str, mode: Mode) -> tuple[Edit, ...]:
     """Return the edits in a text such as "pitch=flat:120,lsp=mean".
 
     Raises:
-        ValueError: an unknown edit, a group that this mode does not have or codes as a label, or a value out of range.
+        ValueError: an unknown edit, a group that is named twice, that this mode does not have or codes as a label, or a
+            value out of range.
     """
     edits = tuple(_parse_edit(part.strip(), text) for part in text.split(","))
+    groups = [edit.group for edit in edits]
     for edit in edits:
+        if groups.count(edit.group) > 1:
+            raise ValueError(f"--what-if {text}: {edit.group} is named {groups.count(edit.group)} times; name it once.")
         columns = mode.group_indices(edit.group)
         if not columns or any(mode.fields[f].kind == "label" for f in columns):
             found = "codes it as a label, which has no neighbouring levels" if columns else "has no fields for it"
@@ -150,6 +154,7 @@ def _new_levels(frames: np.ndarray, edit: Edit, mode: Mode) -> np.ndarray:
         if not is_used.any():
             return levels
         wanted = np.full(now.shape, np.nanmean(now[is_used]))
-    nearest = np.nanargmin(np.abs(wanted[..., None] - values_V), axis=-1)
-    # In mode 700C a level of pitch means "unvoiced"; an edit of pitch does not change voicing.
+    # In mode 700C a level of pitch means "unvoiced" and has no value; an edit of pitch does not change voicing.
+    distances = np.nan_to_num(np.abs(wanted[..., None] - values_V), nan=np.inf)
+    nearest = distances.argmin(axis=-1)
     return np.where(np.isnan(now), levels, nearest)

@@ -3,7 +3,7 @@
 stream = Stream("babble.wav", prompt.frames, mode)
 stream.add(block)
 stream.close()
-write_frames(Path("babble.c2"), stream.frames, mode)
+write_c2(Path("babble.c2"), stream.frames, mode)
 """
 
 import math
@@ -18,10 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from babble.cli import OutputClosed
-from babble.codec.codec2 import Decoder, c2_header
+from babble.codec.codec2 import Decoder
 from babble.codec.failures import Guard
 from babble.codec.frames import SAMPLE_RATE_HZ, Mode, pack_packets
-from babble.files import write_bytes
 from babble.processes import StopRequest
 
 if TYPE_CHECKING:
@@ -165,11 +164,6 @@ def run_streams(
         for stream in streams:
             stream.close()
     return num_frames, stop.number
-
-
-def write_frames(path: Path, frames: np.ndarray, mode: Mode) -> None:
-    """Write frames (T, F) as a .c2 file that `c2dec` plays, whole or not at all."""
-    write_bytes(path, c2_header(mode) + pack_packets(frames, mode))
 
 
 def write_wav(file: Path | BinaryIO, pcm: np.ndarray) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from babble.codec.codec2 import read_c2, silence_frame
+from babble.codec.codec2 import read_c2, read_c2cb, silence_frame
 from babble.codec.frames import Mode, unpack_packets
 from babble.data.shards import Manifest, read_manifest, read_recordings
 from babble.run_folder import PRETRAINED, RunFolder
 from preprocessing.audio import open_recording
 from preprocessing.encode import encode_recording
-from preprocessing.kinds import BadRecording
+from preprocessing.kinds import BadRecording, kind_of, read_head
+from preprocessing.names import split_suffix
 
 # Length of a prompt from held-out recordings: 8 s in mode 1300, a window of 2017.
 PROMPT_FRAMES = 200
@@ -52,23 +53,29 @@ def find_prompt(
             the run has it, else silence.
         run: the run whose prompts and shards are meant.
         mode: the mode of its network.
-        num_frames: length; by default a second of silence, a whole samples prompt or audio file, else `PROMPT_FRAMES`.
+        num_frames: length; by default a second of silence, a whole samples prompt or audio file, else `PROMPT_FRAMES`,
+            or all held-out frames if there are fewer.
         shards: the folder of shards with the held-out recordings; the run's own by default.
         seed: random seed of "random".
 
     Raises:
         FileNotFoundError: no such samples prompt, shards or audio file.
         ValueError: a position past the end of the held-out recordings, a prompt shorter than `num_frames`, shards or
-            audio of another mode.
+            audio of another mode, shards without effect, a negative seed of "random".
     """
     name = name or ("samples:1" if (run.prompts / "1.c2").is_file() else "silence")
+    is_held_out = name == "random" or _parse_position(name, mode) is not None
+    if shards and not is_held_out:
+        raise ValueError(
+            f"--shards {shards} has no effect with --prompt {name}: remove it, or give a time, frame:N or random."
+        )
     if name == "silence":
         silent_frames = num_frames or SILENCE_SECONDS * mode.frames_per_second
         prompt = Prompt(np.repeat(silence_frame(mode)[None], silent_frames, axis=0), name)
     elif match := re.fullmatch(r"samples:(\d+)", name):
         prompt = _read_samples_prompt(name, match[1], run)
-    elif name == "random" or _parse_position(name, mode) is not None:
-        prompt = _cut_held_out(name, run, mode, num_frames or PROMPT_FRAMES, shards, seed)
+    elif is_held_out:
+        prompt = _cut_held_out(name, run, mode, num_frames, shards, seed)
     else:
         if not Path(name).is_file():
             raise FileNotFoundError(
@@ -130,15 +137,20 @@ def _read_samples_prompt(name: str, number: str, run: RunFolder) -> Prompt:
     return Prompt(read_c2(path)[0], f"{name} of {run.path}")
 
 
-def _cut_held_out(name: str, run: RunFolder, mode: Mode, num_frames: int, shards: Path | None, seed: int) -> Prompt:
+def _cut_held_out(
+    name: str, run: RunFolder, mode: Mode, num_frames: int | None, shards: Path | None, seed: int
+) -> Prompt:
     folder, manifest = open_shards(shards, run, mode)
     recordings = [r.frames for split in ("validation", "test") for r in read_recordings(folder, manifest, split)]
     if not recordings:
         raise ValueError(f"--prompt {name}: {folder} has no validation and no test split. Choose another prompt.")
     held_out = np.concatenate(recordings)
+    num_frames = num_frames or min(PROMPT_FRAMES, len(held_out))
     last = len(held_out) - num_frames
     first = _parse_position(name, mode)
     if first is None:
+        if seed < 0:
+            raise ValueError(f"--seed {seed}: must be at least 0 with --prompt {name}.")
         first = int(np.random.default_rng(seed).integers(max(1, last + 1)))
     if not first <= last:
         raise ValueError(
@@ -154,11 +166,15 @@ def read_frames(path: Path, mode: Mode) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no audio, or .c2 of another mode.
+        ValueError: it is no audio, or .c2 or .c2cb of another mode.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not an existing file.")
-    if path.suffix == ".c2":
+    with path.open("rb") as file:
+        kind = kind_of(read_head(file), split_suffix(path.name)[1])
+    if kind == "C2CB":
+        return read_c2cb(path, mode)
+    if kind == "Codec 2":
         frames, found = read_c2(path)
         if found != mode:
             raise ValueError(f"{path} has mode {found.name}, but mode {mode.name} is needed.")

@@ -19,14 +19,18 @@ def _read_setting(text: str, key: str, mode: Mode, default: float) -> tuple[floa
     """Return a setting's value for each field (F,) from what the user typed: "0.9", "pitch=0.7,lsp=0.9", or both.
 
     Raises:
-        ValueError: a value is not a number, or a name is neither a field nor a group of the mode.
+        ValueError: a value is not a number, a name is neither a field nor a group of the mode, or is given twice.
     """
     values = [default] * mode.num_fields
     names = [field.name for field in mode.fields]
     # Whatever their order: the value for all fields first, then those of groups, then those of single fields.
     parts = [part.strip().rpartition("=") for part in str(text).split(",")]
     ranks = {"": 0, **dict.fromkeys(mode.groups, 1), **dict.fromkeys(names, 2)}
-    for name, _, _ in parts:
+    given = [name for name, _, _ in parts]
+    for name in given:
+        if given.count(name) > 1:
+            what = repr(name) if name else "the number for all fields"
+            raise ValueError(f"--{key} {text}: {what} is given {given.count(name)} times; give it once.")
         if name not in ranks:
             raise ValueError(
                 f"--{key} {text}: mode {mode.name} has no {name!r}; it has the groups {', '.join(mode.groups)} and the "

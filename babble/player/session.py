@@ -8,6 +8,7 @@
 A change acts on the next block. The last minute is kept, as frames and as sound.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -19,11 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from babble.codec.codec2 import Decoder, c2_header, silence_frame
 from babble.codec.edits import Edit, apply_edits, parse_edits
 from babble.codec.failures import Guard
-from babble.codec.frames import SAMPLE_RATE_HZ, Mode, energy_db, is_voiced, pack_packets, pitch_hz
+from babble.codec.frames import (
+    SAMPLE_RATE_HZ,
+    TOKENS,
+    Mode,
+    check_levels,
+    energy_db,
+    is_voiced,
+    pack_packets,
+    pitch_hz,
+)
 from babble.generation.free_run import FreeRun, choose_sampling
 from babble.generation.output import write_wav
 from babble.generation.prompts import PROMPT_FRAMES, Prompt, find_prompt, open_shards
@@ -47,7 +58,7 @@ class Settings:
         top_p: see babble generate.
         min_p: see babble generate.
         what_if: edits of what is played; the network's input is not edited. Empty: none.
-        token_temperature: of a voice with tokens, what is said; without effect for others.
+        token_temperature: temperature of the tokens, for a voice with tokens; `temperature` applies to the frames.
         guard: whether silence, a held tone, a pulse or a loop restarts the voice from its prompt.
     """
 
@@ -62,17 +73,20 @@ class Settings:
 class Voices:
     """The voices that a listener can choose: one that is named first, the bundled one, and all finished runs.
 
+    A voice has the name of its folder; if another one has that name already, its path. Runs over tokens are left out.
+
     Args:
         first: run folder or checkpoint.
         runs: folder of runs; it may not exist.
     """
 
     def __init__(self, first: Path, runs: Path) -> None:
-        paths = [first, PRETRAINED, *sorted(path.parent.parent for path in runs.glob("*/checkpoints/best.ckpt"))]
+        finished = [path for path in sorted(runs.glob("*/checkpoints/best.ckpt")) if not _is_over_tokens(path)]
         self._paths: dict[str, Path] = {}
-        for path in paths:
+        for path in (first, PRETRAINED, *(path.parent.parent for path in finished)):
             if path.resolve() not in [known.resolve() for known in self._paths.values()]:
-                self._paths["bundled voice" if path == PRETRAINED else path.name] = path
+                name = "bundled voice" if path == PRETRAINED else path.resolve().name
+                self._paths[str(path) if name in self._paths else name] = path
         self._loaded: dict[str, tuple[Babbler, RunFolder, TokenLevel | None]] = {}
         self._lock = threading.Lock()
 
@@ -210,11 +224,16 @@ class Session:
         """Continue a prompt from the next block on; of a long one, its end.
 
         Raises:
-            ValueError: the prompt is empty.
+            ValueError: the prompt is empty, or of the mode of another voice than the one that plays now.
         """
         if not len(prompt.frames):
             raise ValueError(f"{prompt.origin}: no speech to continue; it is shorter than a frame.")
         with self._lock:
+            try:
+                # The voice may have changed while the prompt was read.
+                check_levels(prompt.frames, self.mode, prompt.origin)
+            except ValueError:
+                raise ValueError(f"{prompt.origin} was read for another voice: choose it again.") from None
             last = MAX_PROMPT_SECONDS * self.mode.frames_per_second
             self._start(Prompt(prompt.frames[-last:], prompt.origin))
 
@@ -278,6 +297,15 @@ class Session:
         self._kept.append((frames, pcm))
         while len(self._kept) * self._block_frames > KEPT_SECONDS * self.mode.frames_per_second:
             self._kept.popleft()
+
+
+def _is_over_tokens(checkpoint: Path) -> bool:
+    """Return whether a checkpoint's network is one over tokens, which have no sound; not if it is damaged."""
+    with contextlib.suppress(Exception):  # Who chooses a damaged one is told what is wrong.
+        # Mapped, so that the weights of all runs need not be read.
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return bool(content["hyper_parameters"]["mode"] == TOKENS.name)
+    return False
 
 
 def _has_held_out(run: RunFolder, mode: Mode) -> bool:

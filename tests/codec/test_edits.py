@@ -71,6 +71,20 @@ def test_scaled_pitch_and_spectrum_are_that_factor_higher(name: str) -> None:
     assert np.mean((wider / lsp)[inside]) == pytest.approx(1.1, abs=0.01)
 
 
+def test_scaled_pitch_leaves_unvoiced_frames_of_mode_700c() -> None:
+    mode = MODES["700C"]
+    frames = read_speech(mode)
+    voiced, before = is_voiced(frames, mode), pitch_hz(frames, mode)
+    higher = change(frames, "pitch=scale:1.2", mode)
+    assert before is not None
+    assert not voiced.all()
+    assert np.array_equal(higher[~voiced], frames[~voiced])
+    inside = voiced & (before < 300)
+    after = pitch_hz(higher, mode)
+    assert after is not None
+    assert after[inside] / before[inside] == pytest.approx(1.2, rel=0.03)
+
+
 def test_the_spectrum_is_constant_and_a_whisper_is_unvoiced() -> None:
     mode = MODES["1300"]
     frames = read_speech(mode)
@@ -120,6 +134,7 @@ def test_edits_combine_and_pitch_has_no_mean_without_a_voiced_frame() -> None:
         ("pitch=scale:9", "1300", "a scale must be from 0.25 to 4"),
         ("lsp=scale:1.1", "3200", "differences of LSPs, which can.t be scaled"),
         ("", "1300", "'' must be one of"),
+        ("pitch=mean,lsp=mean, pitch=scale:2", "1300", "pitch is named 2 times; name it once"),
     ],
 )
 def test_an_edit_without_meaning_is_rejected(text: str, name: str, message: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paths import SPEECH
+from shard_folder import write_folder
 
 from babble.codec.codec2 import silence_frame, write_c2
 from babble.codec.frames import MODES
@@ -59,6 +60,32 @@ def test_an_audio_file_is_encoded(run: RunFolder):
     prompt = find_prompt(str(SPEECH / "allison-03.ogg"), run, MODE, 50)
     assert prompt.frames.shape == (50, MODE.num_fields)
     assert len(np.unique(prompt.frames, axis=0)) > 20
+
+
+def test_encoded_speech_is_known_by_its_content(run: RunFolder, held_out: np.ndarray, tmp_path: Path):
+    for name in ("a.C2", "a.wav", "a"):
+        write_c2(tmp_path / name, held_out[:40], MODE)
+        assert np.array_equal(find_prompt(str(tmp_path / name), run, MODE).frames, held_out[:40])
+    (tmp_path / "a.c2cb").write_bytes(held_out[:40].tobytes())
+    assert np.array_equal(find_prompt(str(tmp_path / "a.c2cb"), run, MODE).frames, held_out[:40])
+    with pytest.raises(ValueError, match="C2 has mode 1300, but mode 3200 is needed"):
+        find_prompt(str(tmp_path / "a.C2"), run, MODES["3200"])
+
+
+def test_a_short_held_out_recording_is_a_whole_prompt(tmp_path: Path, held_out: np.ndarray):
+    write_folder(tmp_path / "shards", MODE, {"train": {"a": held_out}, "validation": {"b": held_out[:150]}})
+    prompt = find_prompt("random", RunFolder(tmp_path), MODE, shards=tmp_path / "shards")
+    assert np.array_equal(prompt.frames, held_out[:150])
+    with pytest.raises(ValueError, match=r"frames 0 to 150 are past the end .* which have 150 frames"):
+        find_prompt("random", RunFolder(tmp_path), MODE, 151, tmp_path / "shards")
+
+
+def test_shards_without_effect_and_a_negative_seed_are_refused(run: RunFolder, speech_shards: Path):
+    for name, found in ((None, "samples:1"), ("silence", "silence"), (str(SPEECH / "allison-03.ogg"), ".*ogg")):
+        with pytest.raises(ValueError, match=f"--shards .* has no effect with --prompt {found}: remove it"):
+            find_prompt(name, run, MODE, shards=speech_shards)
+    with pytest.raises(ValueError, match="--seed -1: must be at least 0 with --prompt random"):
+        find_prompt("random", run, MODE, seed=-1)
 
 
 def test_shards_of_another_mode_are_rejected(run: RunFolder):

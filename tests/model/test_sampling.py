@@ -31,6 +31,8 @@ def test_a_number_applies_to_all_fields_and_names_to_groups_and_fields():
         ({"temperature": "warm"}, "--temperature warm: 'warm' is not a number"),
         ({"temperature": "pitsch=1"}, r"--temperature pitsch=1: mode 1300 has no 'pitsch'; it has the groups voicing"),
         ({"top_p": "pitch=1.5"}, "--top-p 1.5: must be above 0 and at most 1"),
+        ({"top_p": "pitch=0.7,lsp=0.9,pitch=0.8"}, "'pitch' is given 2 times; give it once"),
+        ({"temperature": "0.7,0.9"}, "the number for all fields is given 2 times"),
         ({"min_p": "1"}, "--min-p 1: must be at least 0 and below 1"),
     ],
 )

@@ -25,11 +25,12 @@ def write_voice(path: Path, mode: str = "1300", head: str = "autoregressive") ->
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three runs: two of mode 1300, one with and one without a likelihood, and one of 700C."""
+    """Three runs with sound, two of mode 1300, with and without a likelihood, and one of 700C; and one over tokens."""
     folder = tmp_path_factory.mktemp("voices")
     write_voice(folder / "ann")
     write_voice(folder / "drone", head="regression")
     write_voice(folder / "low-rate", mode="700C")
+    write_voice(folder / "over-tokens", mode="tokens")
     return folder
 
 

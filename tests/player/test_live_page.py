@@ -155,8 +155,14 @@ def test_sampling_is_sent_by_group(page: webdriver.Chrome) -> None:
 
 
 def test_the_microphone_and_a_file_are_continued(page: webdriver.Chrome) -> None:
-    click(page, "microphone")
+    # Twice, the second time before the browser has permitted it.
+    page.execute_script(
+        "const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices); globalThis.opened = 0;"
+        "devices.getUserMedia = what => { opened += 1; return open(what); };"
+        "for (let i = 0; i < 2; i++) document.getElementById('microphone').click();"
+    )
     until(lambda: text(page, "status") == "Recording …")
+    assert page.execute_script("return opened") == 1
     time.sleep(1.5)
     click(page, "microphone")
     until(lambda: "Continues: the microphone" in text(page, "prompt"))
@@ -175,10 +181,18 @@ def test_another_voice_plays_on(page: webdriver.Chrome) -> None:
     click(page, "play")
     play_seconds(page, 1)
     assert not page.find_element(By.ID, "random").is_enabled(), "the bundled voice comes without recordings"
+    move(page, "edit-voicing", "off")
+    play_seconds(page, 1)
     move(page, "voice", "ann")
     until(lambda: text(page, "about") == "ann, Codec 2 mode 1300")
     assert "what was played before" in text(page, "prompt")
-    play_seconds(page, 1)
+    play_seconds(page, 2)
+    # Its controls are new, and so are its settings.
+    assert page.find_element(By.ID, "edit-voicing").get_attribute("value") == ""
+    assert any(value["pitch"] for value in page.execute_script("return babble.values")[-20:])
+    move(page, "voice", "drone")
+    until(lambda: text(page, "about") == "drone, Codec 2 mode 1300")
+    assert not page.find_elements(By.CSS_SELECTOR, "#sampling h3"), "headings without sliders"
     move(page, "voice", "low-rate")
     until(lambda: text(page, "about") == "low-rate, Codec 2 mode 700C")
     assert not page.find_elements(By.ID, "edit-lsp")

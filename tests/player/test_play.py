@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-from babble.play import DOWN, UP, PlayConfig, press
+from babble.play import DOWN, UP, PlayConfig, play, press
 
 
-def start(folder: Path, *words: str, stdin: int = subprocess.DEVNULL, device: bool = True) -> subprocess.Popen[str]:
-    """Start the command with an audio device that writes to FOLDER/played.raw, or without one."""
+def start(
+    folder: Path, *words: str, stdin: int = subprocess.DEVNULL, device: str | None = "played.raw"
+) -> subprocess.Popen[str]:
+    """Start the command with an audio device that writes to a file in FOLDER, or without one."""
     (folder / "alsa.conf").write_text(
-        f'pcm.!default {{ type file slave.pcm null file "{folder}/played.raw" format raw }}\npcm.null {{ type null }}\n'
+        f'pcm.!default {{ type file slave.pcm null file "{folder / device}" format raw }}\npcm.null {{ type null }}\n'
         "ctl.!default { type hw card 0 }\n"
         if device
         else "pcm.!default { type hw card 99 }\n"
@@ -46,6 +48,9 @@ def test_keys_change_the_temperature_and_end_it(tmp_path: Path) -> None:
     for keys, line in ((UP, "temperature 0.95\n"), (DOWN, "temperature 0.9\n"), (DOWN, "temperature 0.85\n")):
         os.write(terminal, keys.encode())
         assert process.stdout.readline() == line
+    # A key that is held down.
+    os.write(terminal, (2 * UP + "x" + UP).encode())
+    assert [process.stdout.readline() for _ in range(3)] == [f"temperature {t}\n" for t in ("0.9", "0.95", "1")]
     while (tmp_path / "played.raw").stat().st_size < 2 * 8000 * 5:
         time.sleep(0.1)
     os.write(terminal, b" ")
@@ -71,10 +76,22 @@ def test_without_a_terminal_it_plays_until_it_is_stopped(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("portaudio")
 def test_without_a_device_it_says_so(tmp_path: Path) -> None:
-    out, errors = start(tmp_path, device=False).communicate()
+    out, errors = start(tmp_path, device=None).communicate()
     assert out == ""
     assert errors.splitlines()[-1].startswith("babble play: no audio device: ")
     assert "babble live plays in a browser" in errors
+
+
+@pytest.mark.usefixtures("portaudio")
+def test_a_device_that_fails_is_told(tmp_path: Path) -> None:
+    out, errors = start(tmp_path, device="/dev/full").communicate()
+    assert out == "Playing bundled voice.\n"
+    assert errors.splitlines()[-1].startswith("babble play: the audio device failed: Unanticipated host error")
+
+
+def test_a_temperature_without_effect_is_refused(runs: Path) -> None:
+    with pytest.raises(ValueError, match=r"--temperature 0\.5 has no effect: the regression head"):
+        play(PlayConfig(runs / "drone", temperature=0.5))
 
 
 def test_the_temperature_stays_in_its_range() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from player.conftest import write_voice
 
 from babble.codec.codec2 import parse_c2
 from babble.codec.failures import Alarm
@@ -33,6 +34,20 @@ def saved(session: Session) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
 def test_voices_are_the_named_one_the_bundled_one_and_those_of_the_run_folder(runs: Path) -> None:
     assert Voices(runs / "low-rate", runs).names == ["low-rate", "bundled voice", "ann", "drone"]
     assert Voices(PRETRAINED, runs / "nothing").names == ["bundled voice"]
+
+
+def test_a_voice_whose_name_is_taken_is_named_by_its_path(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_voice(tmp_path / "ann", head="regression")
+    voices = Voices(other, runs)
+    assert voices.names == ["ann", "bundled voice", str(runs / "ann"), "drone", "low-rate"]
+    assert voices.load("ann")[1].path == other
+    assert voices.load(str(runs / "ann"))[1].path == runs / "ann"
+    monkeypatch.chdir(other)
+    assert Voices(Path(), runs / "nothing").names == ["ann", "bundled voice"]
+    (tmp_path / "ann" / "checkpoints" / "best.ckpt").write_bytes(b"damaged")
+    assert Voices(PRETRAINED, tmp_path).names == ["bundled voice", "ann"]
 
 
 def test_blocks_continue_one_another_as_one_free_run(voices: Voices) -> None:
@@ -84,6 +99,10 @@ def test_a_prompt_is_continued_and_a_long_one_cut_to_its_end(voices: Voices) -> 
     assert (saved(session)[1] == one).all()
     with pytest.raises(ValueError, match="nothing: no speech to continue"):
         session.continue_from(Prompt(frames[:0], "nothing"))
+    session.choose_voice("low-rate")
+    with pytest.raises(ValueError, match="noise was read for another voice: choose it again"):
+        session.continue_from(Prompt(frames, "noise"))
+    session.next_block()
 
 
 def test_another_voice_continues_what_was_played(voices: Voices) -> None:

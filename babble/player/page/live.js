@@ -49,7 +49,7 @@ function onAbout(message) {
   if (message.error) return say(message.error, true);
   const isNew = message.mode !== about.mode || message.token_temperature !== about.token_temperature || String(message.groups) !== String(about.groups);
   about = message;
-  if (isNew) makeControls();
+  if (isNew) { makeControls(); change(); }   // The server still has the settings of the old controls.
   get("about").textContent = `${about.voice}, Codec 2 mode ${about.mode}`;
   get("prompt").textContent = `Continues: ${about.prompt}. You can drop a file anywhere on this page.`;
   get("voice").replaceChildren(...about.voices.map(name => new Option(name, name, false, name === about.voice)));
@@ -171,7 +171,8 @@ function makeControls() {
     const slider = {...TOKENS, value: about.token_temperature};
     said.append(makeSlider("tokens", TOKENS.label, slider, "Temperature of what is said"));
   }
-  get("sampling").replaceChildren(said, ...Object.entries(SAMPLING).flatMap(([key, slider]) => {
+  const settings = about.groups.length ? Object.entries(SAMPLING) : [];
+  get("sampling").replaceChildren(said, ...settings.flatMap(([key, slider]) => {
     const heading = Object.assign(document.createElement("h3"), {textContent: slider.label});
     const rows = Object.assign(document.createElement("div"), {className: "sliders"});
     rows.append(...about.groups.map(group => makeSlider(
@@ -217,12 +218,14 @@ let recording;
 
 async function toggleMicrophone() {
   if (recording) return recording.stop();
-  let stream;
-  try {
-    stream = await navigator.mediaDevices.getUserMedia({audio: true});
-  } catch (error) {
-    return say(`No microphone: ${error.message}`, true);
-  }
+  // Another click, while the browser asks for permission, would open a second stream.
+  get("microphone").disabled = true;
+  await record().catch(error => say(`No microphone: ${error.message}`, true));
+  get("microphone").disabled = false;
+}
+
+async function record() {
+  const stream = await navigator.mediaDevices.getUserMedia({audio: true});
   if (isPlaying) toggle();
   const input = new AudioContext();
   await input.audioWorklet.addModule("worklet.js");

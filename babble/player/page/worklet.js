@@ -16,14 +16,8 @@ class Player extends AudioWorkletProcessor {
     this.isStarted = false;
     this.sinceReport = 0;
     this.port.onmessage = ({data}) => {
-      if (data.clear) {
-        this.blocks = [];
-        this.offset = this.buffered = 0;
-        this.isStarted = false;
-      } else {
-        this.blocks.push(data.samples);
-        this.buffered += data.samples.length;
-      }
+      this.blocks.push(data.samples);
+      this.buffered += data.samples.length;
     };
   }
 
