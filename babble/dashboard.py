@@ -23,7 +23,7 @@ class DashboardConfig:
 
     Attributes:
         entity: The W&B team or user; by default that of the key.
-        project: The W&B project, as given to babble.train with --wandb.project.
+        project: The W&B project, as given to `babble train` with --wandb.project.
         out: The JSON file that is written if nothing can be sent.
     """
 

@@ -5,7 +5,7 @@
     babble report runs/demo --sources recordings/ --epochs 5
 
 The page has the samples with players, speech metrics of babble and real speech, settings, curves with baselines, and
-what `babble.evaluate --json` and `babble.tune` left in the folders. Every training writes such a page for its run.
+what `babble evaluate --json` and `babble tune` left in the folders. Every training writes such a page for its run.
 
 Shards hold codec frames, not recordings, so "real speech" is decoded from frames. With `--sources` the page also has
 the original recordings.
@@ -29,7 +29,7 @@ class ReportConfig:
         runs: Folders of runs and sweeps, e.g. runs/NAME.
         out: The page: one HTML file that needs no network.
         epochs: From how many epochs of each run samples are shown, evenly spread, the last included.
-        sources: The original recordings, as given to jobs.preprocess, to compare with the decoded speech.
+        sources: The original recordings, as given to `babble preprocess`, to compare with the decoded speech.
     """
 
     runs: tuple[Path, ...] = ()

@@ -1,10 +1,10 @@
 """Train many configurations and compare them: a sweep over units, depth, cell, learning rate, ...
 
-    babble tune --config tune --data.shards shards/tale [--name NAME] [--model.units 80 ...]
+    babble tune --config tune --data.shards shards/tale [--name NAME] [--stop.epochs 20 ...]
     babble tune --resume NAME [--runs runs] [--address HOST:PORT]
     babble tune --report NAME [--runs runs]
 
-All settings of babble.train are accepted too, and shared by all trials.
+All settings of `babble train` are accepted too, and shared by all trials.
 
 1. The whole space is validated before the first trial: `plan_sweep` in sweeps/plan.py.
 2. Ray Tune chooses values and runs as many trials at once as there are cores or GPUs: sweeps/tuner.py. A trial is
@@ -22,14 +22,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from babble.cli import CommandError, Interrupted, build_config, config_to_dict, run_command
-from babble.command_line import INLINED
+from babble.cli import CommandError, Interrupted, build_config, config_to_dict, flatten, run_command
+from babble.command_line import INLINED, CommandLine
 from babble.data.shards import Manifest, open_shards
 from babble.data.training_split import map_training
 from babble.files import check_writable
 from babble.sweeps.folder import SweepFolder, write_answer
 from babble.sweeps.plan import SweepConfig, SweepPlan, plan_sweep
 from babble.sweeps.ranking import ENDED
+from babble.sweeps.space import read_space
 from babble.training.config import TrainConfig, default_name
 
 PROG = "babble tune"
@@ -41,11 +42,23 @@ class TuneConfig:
 
     Attributes:
         sweep: settings of the sweep.
-        training: settings of babble.train that all trials share; name and runs are those of the sweep.
+        training: settings of `babble train` that all trials share; name and runs are those of the sweep.
+        resume: name of a sweep to continue, with the settings that it was started with; besides it only --runs and
+            --address are accepted.
+        report: name of a sweep whose results so far are printed and written; besides it only --runs is accepted.
     """
 
     sweep: SweepConfig = field(default_factory=SweepConfig, metadata=INLINED)
     training: TrainConfig = field(default_factory=TrainConfig, metadata=INLINED)
+    # For --help: `main` reads these flags as `ResumeConfig` and `ReportConfig`.
+    resume: str | None = None
+    report: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse in a config file what only the command line can ask for."""
+        for key in ("resume", "report"):
+            if (name := getattr(self, key)) is not None:
+                raise ValueError(f"{key}={name}: not a setting of a sweep; type {PROG} --{key} {name} instead.")
 
 
 @dataclass(frozen=True)
@@ -131,10 +144,10 @@ def _run(plan: SweepPlan, folder: SweepFolder, *, is_resumed: bool) -> SweepFold
             resources = tuner.find_resources(plan)
             with folder.locked():
                 if not folder.settings.is_file():
-                    folder.claim(settings, _share_memory(plan.base, path, manifest))
+                    folder.claim(settings, _share_memory(plan, path, manifest))
                 signal_number = tuner.run_trials(plan, folder, resources)
         if folder.count_ended() < plan.num_trials:
-            message = f"stopped; --resume {shlex.quote(folder.path.name)} continues the sweep."
+            message = f"stopped; {folder.resume_flags} continues the sweep."
             raise Interrupted(message, signal_number or signal.SIGUSR1)
     _check_results(folder)
     return folder
@@ -153,9 +166,12 @@ def _check_results(folder: SweepFolder) -> None:
     raise CommandError(f"every trial has failed, the last one with: {rows[-1].reason}. See {folder.trials}.")
 
 
-def _share_memory(base: dict[str, Any], shards: Path, manifest: Manifest) -> dict[str, Any]:
+def _share_memory(plan: SweepPlan, shards: Path, manifest: Manifest) -> dict[str, Any]:
     """Return the trials' settings with the training split held in memory once for all of them, where possible."""
-    if base["data"]["holding"] != "memory":
+    base = plan.base
+    # Networks that receive tokens accept no other holding than memory.
+    has_tokens = base["data"]["tokens"] or any("data.tokens" in axis.varied for axis in plan.axes)
+    if base["data"]["holding"] != "memory" or has_tokens:
         return base
     try:
         map_training(shards, manifest)
@@ -179,7 +195,7 @@ def report(folder: SweepFolder) -> str:
     text = write_answer(folder)
     measured = [row.to_columns() for row in folder.read_rows() if row.best is not None]
     metric = folder.read_settings()["monitor"].removeprefix("val/")
-    save_figure(plot_sweep(measured, metric, folder.read_axes()[0].key), folder.path / "answer.png")
+    save_figure(plot_sweep(measured, metric, folder.read_axes()[0]), folder.path / "answer.png")
     return text
 
 
@@ -192,6 +208,33 @@ def _print_report(folder: SweepFolder) -> None:
         print(f"Listen to it:         babble generate {best} --seconds 60 --out babble.wav")
 
 
+def check_flags(config: TuneConfig, argv: list[str]) -> None:
+    """Raise if a flag sets what the space varies. A config file may: it can be that of a training.
+
+    Args:
+        config: of the sweep.
+        argv: the words from which it was read.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    words = CommandLine(TuneConfig, None)
+    words.rewrite(argv)
+    given = {key.removesuffix("+") for key in words.given}
+    for axis in read_space(config.sweep.space, flatten(config_to_dict(config.training))):
+        # The mode of the sweep is that of --data.shards.
+        for key in sorted((axis.varied - {"data.shards"}) & given):
+            flag = f"--{key.replace('_', '-')}"
+            raise ValueError(
+                f"{flag} has no effect, as the space varies it: remove the flag, or {axis.key} from the space."
+            )
+
+
+def _start(config: TuneConfig) -> None:
+    check_flags(config, sys.argv[1:])
+    _print_report(tune(config))
+
+
 def main() -> None:
     """Run `babble tune`."""
     flags = {word.partition("=")[0] for word in sys.argv[1:]}
@@ -200,7 +243,7 @@ def main() -> None:
     elif "--resume" in flags:
         run_command(ResumeConfig, lambda config: _print_report(resume(config)), PROG)
     else:
-        run_command(TuneConfig, lambda config: _print_report(tune(config)), PROG)
+        run_command(TuneConfig, _start, PROG)
 
 
 if __name__ == "__main__":

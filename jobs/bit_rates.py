@@ -41,7 +41,8 @@ from babble.model.checkpoint import build_model, load_checkpoint
 from babble.run_folder import RunFolder
 from jobs.experiments import append_row, read_rows
 from preprocessing.audio import open_recording
-from preprocessing.sources import find_sources, open_source
+from preprocessing.sources import Source, find_sources, open_source
+from preprocessing.split import SplitConfig, match_names
 
 # Log-mel spectra: 32 ms every 10 ms, and differences over 40 and 160 ms.
 WINDOW, HOP, MEL_BANDS, MEL_STEPS = 256, 80, 40, (4, 16)
@@ -58,7 +59,7 @@ class BitRatesConfig:
 
     Attributes:
         sources: Files, folders and zips of recordings, not encoded yet.
-        validation: Name of the recording that is held out, as in split.validation of jobs.preprocess.
+        validation: Name of the recording that is held out, as for --split.validation of `babble preprocess`.
         out: Folder for shards, runs and bit-rates.csv.
         recipe: Training config; its number of steps is replaced.
         minutes: Time of each training on one core.
@@ -138,9 +139,22 @@ def _count_steps(config: BitRatesConfig, shards: Path, mode: Mode) -> int:
     return round(config.minutes * 60 * speed / (finished["frames"] / TRIAL_STEPS))
 
 
-def _read_held_out(config: BitRatesConfig, name: str) -> np.ndarray:
-    """Return the PCM of the held-out recording, as it was before the codec."""
-    (source,) = [source for source in find_sources(list(config.sources)).sources if source.name == name]
+def _find_held_out(config: BitRatesConfig) -> Source:
+    """Return the held-out recording.
+
+    Raises:
+        ValueError: `validation` matches none, or several.
+    """
+    sources = {source.name: source for source in find_sources(list(config.sources)).sources}
+    splits = match_names(list(sources), SplitConfig(validation=(config.validation,))) or {}
+    names = [name for name, split in splits.items() if split == "validation"]
+    if len(names) > 1:
+        raise ValueError(f"--validation {config.validation} matches {', '.join(names)}: name one recording.")
+    return sources[names[0]]
+
+
+def _read_pcm(config: BitRatesConfig, source: Source) -> np.ndarray:
+    """Return the PCM of a recording, as it is before the codec."""
     with open_source(source, config.out) as path, open_recording(path) as recording:
         return np.concatenate(list(recording.pcm_blocks()))
 
@@ -176,17 +190,18 @@ def compare_bit_rates(config: BitRatesConfig) -> None:
     """Append a row per mode and seed to OUT/bit-rates.csv.
 
     Raises:
+        ValueError: --validation does not name one recording.
         CommandError: a preprocessing or a training failed.
     """
+    source = _find_held_out(config)
     table = config.out / "bit-rates.csv"
     done = {(row["mode"], row["seed"]) for row in read_rows(table)}
     for mode in (MODES[name] for name in config.modes):
         shards = config.out / "shards" / mode.name
         split = ("--split.validation", config.validation)
         _run("jobs.preprocess", "--sources", *config.sources, "--out", shards, "--mode", mode.name, *split)
-        (name,) = [r["name"] for r in read_manifest(shards).recordings if r["split"] == "validation"]
         steps = _count_steps(config, shards, mode)
-        original = _read_held_out(config, name)
+        original = _read_pcm(config, source)
         for seed in config.seeds:
             if (mode.name, str(seed)) in done:
                 continue

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from babble.cli import CommandError, run_command
-from babble.files import read_json, read_json_lines
+from babble.files import check_writable, read_json, read_json_lines
 from babble.run_folder import RunFolder
 
 
@@ -30,7 +30,7 @@ class Experiment:
     Attributes:
         table: the comparison that it belongs to.
         name: its name in that table.
-        settings: what differs from the base config, by the keys of `babble.train`, e.g. model.cell.
+        settings: what differs from the base config, by the keys of `babble train`, e.g. model.cell.
         seeds: random seeds, a row each.
     """
 
@@ -87,6 +87,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to the CSV, after a header of its keys if the file is new."""
     is_new = not path.is_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(row))
         if is_new:
@@ -146,8 +147,10 @@ def run_experiments(config: ExperimentsConfig) -> None:
     """Run the experiments without a row, `at_once` at the same time, and append each row when it is known.
 
     Raises:
+        OSError: the CSV can't be written.
         CommandError: one or more failed; the others were run nevertheless.
     """
+    check_writable(config.csv, "--csv")
     done = {(row["table"], row["name"], row["seed"]) for row in read_rows(config.csv)}
     missing = [
         (experiment, seed)

@@ -2,7 +2,7 @@
 
     babble inspect shards/tale [--csv frames.csv] [--histogram-csv histogram.csv]
 
-In: a folder written by jobs.preprocess. Steps:
+In: a folder written by `babble preprocess` or `babble tokens`. Steps:
 
 1. Every tar exists, and its hash is the one in the manifest.
 2. Every segment is complete, its levels are legal, and the segments together are the recordings of the manifest.
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from babble.cli import CommandError, run_command
-from babble.codec.frames import Mode, has_disordered_lsps, is_voiced
+from babble.codec.frames import TOKENS, Mode, has_disordered_lsps, is_voiced
 from babble.data.shards import SHIFTED, SPLITS, Manifest, Segment, ShardFacts, read_manifest, read_segments
+from babble.files import check_writable
 
 COMMAND = "babble inspect"
 # Share of frames at the codec's highest energy above which a recording is reported as too loud: twice the share in the
@@ -52,9 +53,11 @@ class InspectConfig:
     histogram_csv: Path | None = None
 
     def __post_init__(self) -> None:
-        """Validate that a folder is named."""
+        """Validate that a folder is named, and that the files differ."""
         if self.shards is None:
             raise ValueError(f"name the folder of shards: {COMMAND} shards/NAME")
+        if self.csv and self.histogram_csv and self.csv.resolve() == self.histogram_csv.resolve():
+            raise ValueError(f"--csv and --histogram-csv are both {self.csv}: name two different files.")
 
 
 class SplitStatistics:
@@ -65,7 +68,7 @@ class SplitStatistics:
         changes: sums of the absolute differences between consecutive frames, float64 (F,).
         num_changes: number of these differences per field.
         frames: number of frames.
-        voiced: number of voiced frames.
+        voiced: number of voiced frames; None for tokens.
         disordered: number of frames whose LSPs are out of order; None in modes without LSPs.
     """
 
@@ -73,18 +76,20 @@ class SplitStatistics:
         self._mode = mode
         self.histogram = np.zeros((mode.num_fields, int(mode.levels.max())), np.int64)
         self.changes = np.zeros(mode.num_fields)
-        self.num_changes = self.frames = self.voiced = 0
+        self.num_changes = self.frames = 0
+        self.voiced: int | None = None
         self.disordered: int | None = None
 
     def add(self, frames_TF: np.ndarray, previous_F: np.ndarray | None) -> None:
         """Add frames, with the frame before the first one if it is of the same recording."""
         self.frames += len(frames_TF)
-        self.voiced += int(is_voiced(frames_TF, self._mode).sum())
         for f in range(self._mode.num_fields):
             self.histogram[f] += np.bincount(frames_TF[:, f], minlength=self.histogram.shape[1])
-        disordered_T = has_disordered_lsps(frames_TF, self._mode)
-        if disordered_T is not None:
-            self.disordered = (self.disordered or 0) + int(disordered_T.sum())
+        if self._mode != TOKENS:
+            self.voiced = (self.voiced or 0) + int(is_voiced(frames_TF, self._mode).sum())
+            disordered_T = has_disordered_lsps(frames_TF, self._mode)
+            if disordered_T is not None:
+                self.disordered = (self.disordered or 0) + int(disordered_T.sum())
         if previous_F is not None:
             frames_TF = np.concatenate([previous_F[None], frames_TF])
         self.changes += np.abs(np.diff(frames_TF.astype(np.int64), axis=0)).sum(axis=0)
@@ -106,10 +111,15 @@ def inspect_shards(config: InspectConfig) -> None:
 
     Raises:
         FileNotFoundError, ValueError: it is not a folder of shards.
-        CommandError: it is damaged.
+        OSError: a CSV can't be written.
+        CommandError: the folder is damaged.
     """
     assert config.shards is not None
     manifest = read_manifest(config.shards)
+    for path, flag in ((config.csv, "--csv"), (config.histogram_csv, "--histogram-csv")):
+        if path:
+            check_writable(path, flag)
+            path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         frames_csv = None
         if config.csv:
@@ -238,15 +248,16 @@ def _draw_histogram(counts: np.ndarray) -> str:
 def describe(folder: Path, manifest: Manifest, inspection: Inspection) -> list[str]:
     """Return the description of a folder as lines of text."""
     mode = manifest.mode
-    lines = [f"{folder}: mode {mode.name}, {mode.num_fields} fields, {mode.bits} bits per frame of {mode.frame_ms} ms"]
+    # Tokens are of different lengths.
+    unit, length = ("token", "") if mode == TOKENS else ("frame", f" of {mode.frame_ms} ms")
+    lines = [f"{folder}: mode {mode.name}, {mode.num_fields} fields, {mode.bits} bits per {unit}{length}"]
     for split, statistics in inspection.splits.items():
         names = {recording["name"] for recording in manifest.of_split(split)}
         frames = max(1, statistics.frames)
+        hours = "" if mode == TOKENS else f"{statistics.frames / mode.frames_per_second / 3600:8.3f} h, "
+        voiced = "" if statistics.voiced is None else f", {statistics.voiced / frames:.1%} voiced"
         order = "" if statistics.disordered is None else f", {statistics.disordered / frames:.3%} LSPs out of order"
-        lines.append(
-            f"{split:<10} {statistics.frames / mode.frames_per_second / 3600:8.3f} h, {statistics.frames:,} frames, "
-            f"{len(names)} recordings, {statistics.voiced / frames:.1%} voiced{order}"
-        )
+        lines.append(f"{split:<10} {hours}{statistics.frames:,} {unit}s, {len(names)} recordings{voiced}{order}")
     described = [statistics for split, statistics in inspection.splits.items() if split in SPLITS]
     if any(statistics.frames for statistics in described):
         lines += _describe_fields(mode, described)

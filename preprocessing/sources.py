@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 import zipfile
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -272,10 +273,11 @@ def open_source(source: Source, scratch: Path) -> Iterator[Path]:
     if source.member is None:
         yield source.path
         return
-    # Unique, because a process unpacks one recording at a time.
-    unpacked = scratch / f"{os.getpid()}{source.suffix}"
+    # Workers of several nodes share the folder, and can have the same process id.
+    descriptor, name = tempfile.mkstemp(source.suffix, dir=scratch)
+    unpacked = Path(name)
     try:
-        with _open_content(source) as member, unpacked.open("wb") as copy:
+        with open(descriptor, "wb") as copy, _open_content(source) as member:
             shutil.copyfileobj(member, copy, COPY_BYTES)
         yield unpacked
     finally:

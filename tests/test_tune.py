@@ -18,15 +18,16 @@ import ray
 import yaml
 from paths import ROOT
 
-from babble.cli import CommandError, read_config
+from babble.cli import CommandError, build_config, read_config
 from babble.files import read_json, read_json_lines
 from babble.sweeps import tuner
 from babble.sweeps.folder import SweepFolder
+from babble.sweeps.plan import SweepPlan
 from babble.sweeps.ranking import TrialRow
 from babble.train import train
 from babble.training.config import TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
-from babble.tune import TuneConfig, report, tune
+from babble.tune import TuneConfig, main, plan_training, report, tune
 
 Found = TypeVar("Found")
 
@@ -200,7 +201,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, speech_shards: Path) -> Stor
 def test_an_interrupted_sweep_is_resumed_and_finished_trials_are_kept(story: Story):
     # Two trials at once on two cores, with one thread each.
     assert story.most == min(4, len(os.sched_getaffinity(0)))
-    assert "stopped; --resume sweep continues the sweep." in story.outputs[0]
+    assert f"stopped; --resume sweep --runs {story.folder.path.parent} continues the sweep." in story.outputs[0]
     assert "continued, " in story.outputs[2]
     rows = {row.values["variant"]: row for row in story.folder.read_rows()}
     assert len(rows) == 4
@@ -312,6 +313,86 @@ def test_a_sweep_without_any_result_says_so(
         tune(read_config(TuneConfig, _words(tmp_path, speech_shards, {"model.units": {"choice": [8]}})))
     with pytest.raises(CommandError, match=message):
         report(SweepFolder(tmp_path / "sweep"))
+
+
+SOME_TOKENS = {"data": TINY["data"] | {"tokens": "shards/tokens"}, "token_model": "runs/tokens"}
+
+
+@pytest.mark.parametrize(
+    ("space", "settings"),
+    [
+        ({"model.units": {"choice": [8]}}, SOME_TOKENS),
+        ({"tokens": {"choice": {"some": {"data.tokens": "shards/tokens", "token_model": "runs/tokens"}}}}, {}),
+    ],
+)
+@pytest.mark.usefixtures("no_ray")
+def test_networks_that_receive_tokens_can_be_swept(
+    space: dict[str, Any],
+    settings: dict[str, Any],
+    tmp_path: Path,
+    speech_shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    trained = []
+
+    def run_trials(plan: SweepPlan, folder: SweepFolder, resources: object) -> None:
+        (values,) = plan.points
+        trained.append(build_config(TrainConfig, folder.trial_settings(values, 0, "a")))
+        folder.write_rows([TrialRow("a", "finished", values, 0, best=27.0)])
+
+    monkeypatch.setattr(tuner, "run_trials", run_trials)
+    tune(read_config(TuneConfig, _words(tmp_path, speech_shards, space, **settings)))
+    assert trained[0].data.tokens == Path("shards/tokens").absolute()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("no_ray")
+def test_a_signal_before_ray_tune_handles_signals_stops_the_sweep(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Starting:
+        def fit(self) -> None:
+            signal.raise_signal(number)
+            pytest.fail("trials were started")
+
+    monkeypatch.setattr(tuner, "_make_tuner", lambda *args: Starting())
+    config = build_config(TuneConfig, TINY | {"name": "sweep", "space": {"model.units": {"choice": [8]}}})
+    plan = plan_training(config.sweep, config.training)
+    assert tuner.run_trials(plan, SweepFolder(tmp_path), {"CPU": 1.0}) == number
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "message"),
+    [
+        (["--model.units", "9"], {}, "--model.units has no effect, as the space varies it: remove the flag, or size f"),
+        (["--unfreezing", "[]"], {}, "--unfreezing has no effect"),
+        ([], {"resume": "first"}, "resume=first: not a setting of a sweep; type babble tune --resume first instead."),
+    ],
+)
+def test_a_setting_without_effect_is_refused(
+    words: list[str],
+    settings: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    space = {"size": {"choice": {"small": {"model.units": 8, "unfreezing": []}}}}
+    monkeypatch.setattr(sys, "argv", ["", *_words(tmp_path, tmp_path / "none", space, *words, **settings)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert message in capsys.readouterr().err
+
+
+def test_help_explains_how_a_sweep_is_continued_and_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--resume RESUME name of a sweep to continue" in text
+    assert "--report REPORT name of a sweep whose results so far" in text
 
 
 # ---- searches and schedulers

@@ -123,7 +123,7 @@ def read_clip(path: Path, name: str, detail: str, run: str | None) -> dict[str, 
 def gather_rows(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Return a row per prompt: origin, length, and the clips that continue it, real speech first.
 
-    Runs whose prompts have the same origin share a row and its real speech.
+    Runs whose prompts have the same origin and length share a row and its real speech.
 
     Args:
         runs: folders, and what `read_run` returned for them.
@@ -132,12 +132,12 @@ def gather_rows(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[dict[s
     for run, facts in runs:
         listed = run.prompts / "prompts.json"
         origins = {origin["prompt"]: origin for origin in (read_json(listed) if listed.is_file() else [])}
-        for prompt in sorted(run.prompts.glob("*.c2"), key=lambda path: int(path.stem)):
-            number = int(prompt.stem)
-            frames, mode = read_c2(prompt)
+        for number in sorted(int(path.stem) for path in run.prompts.glob("*.c2") if path.stem.isdecimal()):
+            frames, mode = read_c2(run.prompts / f"{number}.c2")
             origin = origins.get(number, {"recording": facts["name"], "first_frame": 0})
             # With little held-out speech several prompts may have the same origin, so the number counts too.
-            key = (mode.name, number, origin["recording"], origin["first_frame"], number in origins or run.path)
+            known = number in origins or run.path
+            key = (mode.name, number, origin["recording"], origin["first_frame"], len(frames), known)
             row = rows.setdefault(
                 key,
                 {
@@ -162,7 +162,7 @@ def add_recordings(rows: list[dict[str, Any]], paths: Iterable[Path]) -> None:
 
     Args:
         rows: what `gather_rows` returned.
-        paths: the recordings, as `jobs.preprocess` takes them.
+        paths: the recordings, as `babble preprocess` takes them.
 
     Raises:
         FileNotFoundError: a path does not exist.

@@ -103,7 +103,9 @@ def read_run(run: RunFolder, name: str, epochs: int) -> dict[str, Any]:
     )
     logged = [value for value in curves.get(monitor or "", {}).get("values", []) if value is not None]
     starts = _read_optional(run.path / "environment.json", [])
-    sampled = sorted(int(path.name.removeprefix("epoch-")) for path in run.samples.glob("epoch-*"))
+    sampled_names = (path.name.removeprefix("epoch-") for path in run.samples.glob("epoch-*"))
+    # Not a user's copy of such a folder.
+    sampled = sorted(int(name) for name in sampled_names if name.isdecimal())
     prompts = sorted(run.prompts.glob("*.c2"))
     frames = finished.get("frames")
     return {
@@ -146,7 +148,7 @@ def gather_progressions(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> lis
 
 
 def gather_evaluations(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return a table per held-out split, a row per baseline and run: what `babble.evaluate --json` wrote.
+    """Return a table per held-out split, a row per baseline and run: what `babble evaluate --json` wrote.
 
     The file may have any name that ends in .json and must lie in the run's folder.
     """
@@ -224,7 +226,7 @@ def gather_report(paths: Iterable[Path], epochs: int, sources: Sequence[Path] = 
     Args:
         paths: folders of runs and sweeps.
         epochs: from how many epochs of each run samples are shown.
-        sources: the original recordings, as `jobs.preprocess` takes them.
+        sources: the original recordings, as `babble preprocess` takes them.
 
     Raises:
         FileNotFoundError: a folder is neither a run nor a sweep, or a source does not exist.

@@ -2,7 +2,7 @@
 
 runs/NAME/
     sweep.yaml         the space, the search and the other settings of the sweep
-    base.yaml          the settings of babble.train that all trials share
+    base.yaml          the settings of `babble train` that all trials share
     trials/            for each trial a config, a log and a run folder
     trials.csv         one row per trial with its values, state and best result; always up to date
     answer.txt         the table of configurations, best first, and the variance explained per setting
@@ -14,6 +14,7 @@ runs/NAME/
 
 import csv
 import io
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from typing import Any, cast
 import yaml
 
 from babble.cli import describe_changes, flatten, to_yaml, unflatten
-from babble.files import lock, write_bytes
+from babble.files import lock, replacing, temporary_path, write_bytes
 from babble.run_folder import RunFolder
 from babble.sweeps.ranking import ENDED, State, TrialRow, format_answer, rank
 from babble.sweeps.space import Axis, Values, apply_values, describe, label, read_space
@@ -50,7 +51,7 @@ class SweepFolder:
 
     @property
     def base(self) -> Path:
-        """The settings of babble.train that all trials share."""
+        """The settings of `babble train` that all trials share."""
         return self.path / "base.yaml"
 
     @property
@@ -78,6 +79,11 @@ class SweepFolder:
         """A copy of the best trial's run."""
         return RunFolder(self.path / "best")
 
+    @property
+    def resume_flags(self) -> str:
+        """The flags of `babble tune` that continue the sweep, as typed in a shell."""
+        return shlex.join(["--resume", self.path.name, "--runs", str(self.path.parent)])
+
     def log(self, name: str) -> Path:
         """Return the path of a trial's console output."""
         return self.trials / f"{name}.log"
@@ -104,7 +110,7 @@ class SweepFolder:
         return settings
 
     def read_base(self) -> dict[str, Any]:
-        """Return the settings of babble.train that all trials share, nested."""
+        """Return the settings of `babble train` that all trials share, nested."""
         base: dict[str, Any] = yaml.safe_load(self.base.read_text(encoding="utf-8"))
         return base
 
@@ -123,7 +129,7 @@ class SweepFolder:
             ValueError: the message names each setting with both values.
         """
         if RunFolder(self.path).config.is_file():
-            raise ValueError(f"{self.path} is a run of babble.train: choose another --name for the sweep.")
+            raise ValueError(f"{self.path} is a run of `babble train`: choose another --name for the sweep.")
         if not self.settings.is_file():
             return
         before = self.read_base()
@@ -135,7 +141,7 @@ class SweepFolder:
                 f"{self.path} is a sweep with other settings, so it is not continued:\n"
                 + "\n".join(f"  {line}" for line in changed)
                 + "\n"
-                f"Continue it with --resume {self.path.name}, or choose another --name."
+                f"Continue it with {self.resume_flags}, or choose another --name."
             )
 
     def claim(self, settings: dict[str, Any], base: dict[str, Any]) -> None:
@@ -218,6 +224,29 @@ def prune_checkpoints(
                 shutil.rmtree(RunFolder(folder.trials / row.trial).checkpoint("any").parent, ignore_errors=True)
 
 
+def _copy_best(run: RunFolder, best: RunFolder) -> None:
+    """Copy a run to best/. If it is there already, only what has changed since, so that a user's own files stay."""
+    left_out = shutil.ignore_patterns("wandb*", "last.ckpt", "previous.ckpt", ".*")
+    if best.config.is_file() and best.read_config()["name"] == run.path.name:
+        shutil.copytree(run.path, best.path, ignore=left_out, copy_function=_copy_newer, dirs_exist_ok=True)
+        return
+    temporary = temporary_path(best.path)
+    try:
+        shutil.copytree(run.path, temporary, ignore=left_out)
+        shutil.rmtree(best.path, ignore_errors=True)
+        temporary.rename(best.path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _copy_newer(source: str, target: str) -> None:
+    """Copy a file whole or not at all, unless the target is as new."""
+    path = Path(target)
+    if not path.is_file() or path.stat().st_mtime < Path(source).stat().st_mtime:
+        with replacing(path) as temporary:
+            shutil.copy2(source, temporary)
+
+
 def write_answer(folder: SweepFolder) -> str:
     """Write the results so far: answer.txt, best.yaml and best/; return the text of answer.txt.
 
@@ -241,9 +270,7 @@ def write_answer(folder: SweepFolder) -> str:
     write_bytes(folder.path / "best.yaml", head.encode() + to_yaml(unflatten(flat)))
     run = RunFolder(folder.trials / name)
     if run.checkpoint("best").is_file():
-        shutil.rmtree(folder.best.path, ignore_errors=True)
-        left_out = shutil.ignore_patterns("wandb*", "last.ckpt", "previous.ckpt")
-        shutil.copytree(run.path, folder.best.path, ignore=left_out)
+        _copy_best(run, folder.best)
     text = format_answer(configurations, axes, settings["monitor"])
     write_bytes(folder.answer, (text + "\n").encode())
     return text

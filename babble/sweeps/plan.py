@@ -3,7 +3,7 @@
     plan = plan_sweep(SweepConfig(space={"model.units": {"choice": [8, 16]}}), training, complete)
 
 1. `SweepConfig`: what the user sets.
-2. `plan_sweep`: validates it together with the settings of babble.train and returns an immutable `SweepPlan`.
+2. `plan_sweep`: validates it together with the settings of `babble train` and returns an immutable `SweepPlan`.
 """
 
 import math
@@ -36,8 +36,8 @@ class TrialConfig:
 
     Attributes:
         cores: CPU cores; shared by the threads of its processes.
-        gpus: GPUs, one per process; below 1, trials share a GPU. None for one GPU if the cluster has any.
-        memory_gb: memory to reserve on its node; None reserves none.
+        gpus: GPUs, one per process; below 1, trials share a GPU; if omitted, one if the cluster has GPUs.
+        memory_gb: memory to reserve on its node; if omitted, none.
         retries: how often a crashed trial is continued from its last checkpoint.
     """
 
@@ -63,7 +63,7 @@ class AshaConfig:
     """Early stopping by ASHA (Li et al., 2018: A System for Massively Parallel Hyperparameter Tuning).
 
     Attributes:
-        grace_epochs: epochs before which no trial is stopped; None for the first epoch in which all layers are
+        grace_epochs: epochs before which no trial is stopped; if omitted, the first epoch in which all layers are
             unfrozen, in the slowest unfreezing of the space.
         factor: the best 1/factor of the trials continue at each rung; rungs are `factor` times further apart each.
     """
@@ -84,8 +84,8 @@ class SweepConfig:
     """Settings of the sweep itself.
 
     Attributes:
-        space: what is varied, by keys of babble.train, e.g. model.units: {choice: [40, 160, 320]}; ranges are uniform,
-            loguniform, randint and lograndint: [from, to].
+        space: what is varied, by keys of `babble train`, e.g. model.units: {choice: [40, 160, 320]}; ranges are
+            uniform, loguniform, randint and lograndint: [from, to].
         search: "grid" trains all combinations of choices, in an order shuffled by `seed`; "random" samples
             combinations; "optuna" samples where results are promising (TPE).
         configurations: number of combinations that random and optuna sample.
@@ -123,7 +123,7 @@ class SweepPlan:
     Attributes:
         config: the settings of the sweep.
         seed: seeds the search.
-        base: the settings of babble.train that all trials share, nested: what base.yaml holds.
+        base: the settings of `babble train` that all trials share, nested: what base.yaml holds.
         axes: of the space.
         points: of a grid all combinations, in the order in which they are trained; otherwise none.
         num_trials: configurations times seeds.
@@ -158,11 +158,11 @@ def plan_sweep(
 
     Args:
         config: the settings of the sweep.
-        training: all settings of babble.train, nested; its name is that of the sweep.
+        training: all settings of `babble train`, nested; its name is that of the sweep.
         complete: validates the settings of a training and returns all of them, nested; raises ValueError.
 
     Raises:
-        ValueError: the space is invalid, babble.train rejects one of its values, or a setting has no effect.
+        ValueError: the space is invalid, `babble train` rejects one of its values, or a setting has no effect.
     """
     flat = flatten(training)
     _check_keys(config.space)
@@ -173,7 +173,7 @@ def plan_sweep(
         try:
             candidates.append(complete(unflatten(flat | apply_values(axes, values))))
         except ValueError as error:
-            raise ValueError(f"space: babble.train rejects {describe(values)}: {error}") from None
+            raise ValueError(f"space: `babble train` rejects {describe(values)}: {error}") from None
     last_unfreezing = max(_last_unfreezing(candidate["unfreezing"]) for candidate in candidates)
     grace_epochs = config.asha.grace_epochs or last_unfreezing + 1
     if config.scheduler == "asha":

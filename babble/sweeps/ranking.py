@@ -36,7 +36,7 @@ class TrialRow:
         epoch: epochs trained at the last validation.
         frames: frames trained on until then, over all processes.
         weights: number of weights of the network.
-        seconds: wall-clock time.
+        seconds: wall-clock time until the last validation, over all starts.
         retries: how often it crashed and was continued.
         reason: why it failed.
     """

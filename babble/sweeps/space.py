@@ -1,7 +1,7 @@
 """Search spaces: which settings a sweep varies and which values they take.
 
-A space has one axis per key. An axis is a setting of babble.train; or a name, where several settings change at once and
-each choice has a name of its own:
+A space has one axis per key. An axis is a setting of `babble train`; or a name, where several settings change at once
+and each choice has a name of its own:
 
     model.units: {choice: [40, 160, 320]}
     optim.lr: {loguniform: [1e-4, 1e-2]}
@@ -40,6 +40,11 @@ class Axis:
     values: tuple[Any, ...]
     settings: dict[str, dict[str, Any]] | None = None
 
+    @property
+    def varied(self) -> set[str]:
+        """The keys of all settings of a training that it changes."""
+        return {key for value in self.values for key in self.apply(value)}
+
     def apply(self, value: Any) -> dict[str, Any]:
         """Return the settings of a training that a value stands for, by key."""
         return dict(self.settings[value]) if self.settings else {self.key: value}
@@ -65,7 +70,7 @@ def read_space(space: dict[str, Any], known: Iterable[str]) -> tuple[Axis, ...]:
         raise ValueError("space is empty: name the settings to vary, e.g. space: {model.units: {choice: [40, 160]}}.")
     known = set(known)
     axes = tuple(_read_axis(key, spec, known) for key, spec in space.items())
-    varied = [key for axis in axes for key in {key for value in axis.values for key in axis.apply(value)}]
+    varied = [key for axis in axes for key in axis.varied]
     if repeated := {key for key in varied if varied.count(key) > 1}:
         raise ValueError(f"space: {min(repeated)} is varied by two axes: remove one of them.")
     return axes
@@ -108,7 +113,7 @@ def _check_range(key: str, kind: str, values: Any) -> None:
 def _check_known(keys: Iterable[str], known: set[str]) -> None:
     for key in keys:
         if key not in known:
-            raise ValueError(f"space: babble.train has no setting {key}: see `babble train --help`.")
+            raise ValueError(f"space: `babble train` has no setting {key}: see `babble train --help`.")
 
 
 def apply_values(axes: Sequence[Axis], values: Values) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class Trial(tune.Trainable):
         self.waiting: deque[Validation] = deque()
         self.reported: Validation | None = None
         self.read_steps = 0
+        # Tune counts the time of a continued trial from 0.
+        self.earlier_seconds = next((row.seconds for row in folder.read_rows() if row.trial == self.name), 0.0)
         resources = self.trial_resources
         assert resources is not None
         self._await_free()
@@ -200,6 +202,7 @@ class Trial(tune.Trainable):
             "epoch": validation.epoch,
             "stage": validation.stage,
             "frames": validation.steps * self.frames_per_step,
+            "earlier_seconds": self.earlier_seconds,
             "is_finished": is_finished,
             "done": is_finished,
         }
@@ -286,7 +289,7 @@ class SweepCallback(tune.Callback):
             epoch=result.get("epoch"),
             frames=result.get("frames", 0),
             weights=self._count_weights(name, values, seed),
-            seconds=round(result.get("time_total_s", 0.0), 1),
+            seconds=round(result.get("earlier_seconds", 0.0) + result.get("time_total_s", 0.0), 1),
             retries=trial.num_failures - (state == "failed"),
             reason=self._last_line(name) if state == "failed" else "",
         )

@@ -106,9 +106,21 @@ def run_trials(plan: SweepPlan, folder: SweepFolder, resources: dict[str, float]
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     tuner = _make_tuner(plan, folder, tune.with_resources(Trial, resources), count_concurrent(resources))
     request = StopRequest("stopping all trials; each writes a checkpoint")
-    with request.watching(signal.SIGINT, signal.SIGTERM, on_request=lambda: signal.raise_signal(signal.SIGUSR1)):
-        tuner.fit()
+    with request.watching(signal.SIGINT, signal.SIGTERM, on_request=_stop_tune):
+        try:
+            tuner.fit()
+        except KeyboardInterrupt:
+            if request.number is None:
+                raise
     return request.number
+
+
+def _stop_tune() -> None:
+    """Pass a request to stop to Tune, inside a signal handler."""
+    # Until Tune has a handler of its own, no trial runs, and SIGUSR1 would end the process without a message.
+    if signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGUSR1)
 
 
 def _describe_start(plan: SweepPlan, folder: SweepFolder, resources: dict[str, float]) -> str:

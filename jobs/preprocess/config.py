@@ -25,7 +25,7 @@ class PreprocessConfig:
         mode: Codec 2 mode.
         shifts: How many times to encode each recording for training, each time from a fraction of a frame earlier,
             which changes all fields. On few hours of speech, networks trained on 4 encodings overfit far less; with
-            thousands of hours, use 1. Encoding takes as many times longer.
+            thousands of hours, use 1. Encoding time grows by this factor.
         gain_db: Gain applied to every recording before encoding, in dB, -60 to 60.
         split: Which recordings are for validation and test.
         chunk_seconds: Length of the chunks that are encoded in parallel, in seconds, 1 to 1200. Before each chunk 8

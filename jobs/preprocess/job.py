@@ -71,7 +71,7 @@ def preprocess(config: PreprocessConfig) -> None:
     found = find_sources(list(config.sources))
     if not found.sources and not found.failures:
         raise ValueError(f"no recordings found in {', '.join(map(str, config.sources))}.")
-    if config.gain_db and all(source.is_encoded for source in found.sources):
+    if config.gain_db and found.sources and all(source.is_encoded for source in found.sources):
         raise ValueError("--gain-db has no effect: all recordings are Codec 2 already.")
     usable = [source.name for source in found.sources]
     failed = [name for name, _ in found.failures if name not in usable]

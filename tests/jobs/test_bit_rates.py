@@ -41,6 +41,15 @@ def test_the_distance_of_mel_spectra_grows_as_the_bit_rate_falls() -> None:
     assert 0 < high < low
 
 
+def test_one_recording_must_be_held_out(tmp_path: Path) -> None:
+    sources, out = (SPEECH / "allison-01.ogg", SPEECH / "allison-02.ogg"), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"--validation allison-\* matches allison-01, allison-02: name one recording"):
+        compare_bit_rates(BitRatesConfig(sources, "allison-*", out))
+    with pytest.raises(ValueError, match="no recording matches 'allison-03'"):
+        compare_bit_rates(BitRatesConfig(sources, "allison-03", out))
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_a_comparison_has_a_row_per_mode_and_seed_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

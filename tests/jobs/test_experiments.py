@@ -92,6 +92,10 @@ def test_a_row_has_the_last_error_and_the_median_speed(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_run_is_rejected(tmp_path: Path) -> None:
+    config = replace(make_config(tmp_path, tmp_path), csv=Path("/proc/no/rows.csv"))
+    with pytest.raises(OSError, match=r"rows\.csv can't be written .*name another place with --csv"):
+        run_experiments(config)
+    assert not config.runs.exists()
     with pytest.raises(ValueError, match=r"--only heads: must be one of the config's tables, cell, stages"):
         make_config(tmp_path, tmp_path, "--only", "heads")
     with pytest.raises(ValueError, match="no experiments are configured"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from babble.cli import CommandError, run_command
-from babble.codec.frames import MODES, Mode, get_mode
+from babble.codec.frames import MODES, TOKENS, Mode, get_mode
 from babble.data.shards import MANIFEST, Manifest, Segment, write_manifest, write_shards
 from jobs.inspect_shards import COMMAND, InspectConfig, check_folder, entropy_bits, inspect_shards
 from preprocessing.split import SplitSegment
@@ -71,6 +71,14 @@ def test_a_good_folder_is_described(mode: Mode, tmp_path: Path, capsys: pytest.C
         assert float(words[7]) == pytest.approx(field.bits, abs=0.1)
 
 
+def test_tokens_have_neither_hours_nor_voicing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path, TOKENS)
+    inspect_shards(InspectConfig(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path}: mode tokens, 2 fields, 13 bits per token"
+    assert lines[1].split() == ["train", "3,140", "tokens,", "2", "recordings"]
+
+
 def test_statistics_are_those_of_all_frames(tmp_path: Path) -> None:
     manifest = make_folder(tmp_path)
     found = check_folder(tmp_path, manifest)
@@ -96,7 +104,7 @@ def test_frames_and_histogram_are_written_as_csv(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     make_folder(folder)
-    frames_csv, histogram_csv = tmp_path / "frames.csv", tmp_path / "histogram.csv"
+    frames_csv, histogram_csv = tmp_path / "new/frames.csv", tmp_path / "other/histogram.csv"
     inspect_shards(InspectConfig(folder, frames_csv, histogram_csv))
     with frames_csv.open() as file:
         rows = list(csv.reader(file))
@@ -108,6 +116,19 @@ def test_frames_and_histogram_are_written_as_csv(tmp_path: Path) -> None:
         counts = list(csv.DictReader(file))
     assert len(counts) == 3 * M1300.levels.sum()
     assert sum(int(row["frames"]) for row in counts if row["field"] == "E") == 5040
+
+
+def test_files_that_can_not_be_written_are_refused_before_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(tmp_path)
+    for flag in ("--csv", "--histogram-csv"):
+        config = InspectConfig(tmp_path, **{flag[2:].replace("-", "_"): Path("/proc/no/a.csv")})
+        with pytest.raises(OSError, match=f"/proc/no/a.csv can't be written .*name another place with {flag}"):
+            inspect_shards(config)
+    with pytest.raises(ValueError, match=r"are both a\.csv: name two different files"):
+        InspectConfig(tmp_path, Path("a.csv"), Path("a.csv").absolute())
+    assert capsys.readouterr().out == ""
 
 
 def test_a_changed_byte_in_a_tar_is_found(tmp_path: Path) -> None:

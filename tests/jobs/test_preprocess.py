@@ -646,12 +646,13 @@ def test_a_split_whose_only_recording_repeats_another_split_is_refused(copied_bo
 
 
 def test_without_a_good_recording_no_shards_are_written(tmp_path: Path) -> None:
-    (tmp_path / "a.mp3").write_text("no audio")
-    out = tmp_path / "shards"
-    with pytest.raises(CommandError, match="no recording can be used"):
-        preprocess(config(tmp_path / "a.mp3", out, max_failures=5))
-    assert "a: not audio" in (out / "report.txt").read_text()
-    assert not (out / MANIFEST).exists()
+    for name, cause in (("a.mp3", "a: not audio"), ("b.wma", "b: .wma is not supported")):
+        (tmp_path / name).write_text("no audio")
+        out = tmp_path / name.partition(".")[0]
+        with pytest.raises(CommandError, match="no recording can be used"):
+            preprocess(config(tmp_path / name, out, max_failures=5, gain_db=3.0))
+        assert cause in (out / "report.txt").read_text()
+        assert not (out / MANIFEST).exists()
 
 
 def test_a_decoder_that_dies_fails_only_its_recording(

@@ -120,10 +120,12 @@ def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
 def test_a_member_of_a_zip_is_unpacked_while_it_is_open(tmp_path: Path, compression: int) -> None:
     data = os.urandom(COPY_BYTES + 1000)
     path = make_zip(tmp_path / "a.zip", "x/one.mp3", data=data, compression=compression)
-    (source,) = find_sources([path]).sources
+    other = make_zip(tmp_path / "b.zip", "x/one.mp3")
+    source, second = find_sources([path, other]).sources
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with open_source(source, scratch) as unpacked:
+    # Workers of two nodes, with the same process id, share the folder.
+    with open_source(source, scratch) as unpacked, open_source(second, scratch):
         assert unpacked.read_bytes() == data
         assert unpacked.suffix == ".mp3"
     assert list(scratch.iterdir()) == []

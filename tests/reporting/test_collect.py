@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from paths import SPEECH
 
-from babble.codec.codec2 import read_c2
+from babble.codec.codec2 import read_c2, write_c2
 from babble.codec.frames import MODES, energy_db, lsp_hz, pitch_hz
 from babble.reporting.collect import MAX_POINTS, gather_report, pick_evenly, read_curves
 from babble.reporting.render import write_report
@@ -33,6 +33,23 @@ def test_runs_with_the_same_prompts_share_rows_and_real_speech(runs: list[Path])
         assert [clip["run"] for clip in row["clips"]] == [None, *NAMES]
         assert (row["recording"], row["second"]) == (prompt["recording"], prompt["first_frame"] / 25)
         assert row["prompt_seconds"] == len(frames) / 25
+
+
+def test_runs_with_prompts_of_another_length_have_rows_of_their_own(runs: list[Path], run: Path):
+    for path in (run / "samples/prompts").glob("*.c2"):
+        frames, mode = read_c2(path)
+        write_c2(path, frames[:25], mode)
+    rows = gather_report([runs[0], run], epochs=1)["rows"]
+    found = [(row["prompt_seconds"], [clip["run"] for clip in row["clips"]]) for row in rows]
+    assert found == 2 * [(4.0, [None, str(runs[0])])] + 2 * [(1.0, [None, str(run)])]
+
+
+def test_a_user_s_copies_of_samples_are_ignored(runs: list[Path], run: Path):
+    shutil.copytree(run / "samples/epoch-0002", run / "samples/epoch-0002 copy")
+    shutil.copy(run / "samples/prompts/1.c2", run / "samples/prompts/1 copy.c2")
+    found, expected = (gather_report([path], epochs=2) for path in (run, runs[0]))
+    assert found["rows"] == expected["rows"]
+    assert found["runs"][0]["sampled_epochs"] == [1, 2]
 
 
 def test_a_clip_holds_the_samples_without_loss_and_their_frames(runs: list[Path]):

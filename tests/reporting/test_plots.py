@@ -21,6 +21,8 @@ from babble.reporting.plots.evaluation import MAX_SPREADS, plot_evaluation
 from babble.reporting.plots.figures import DPI, WIDTH_INCHES, save_figure
 from babble.reporting.plots.progression import count_transitions, plot_progression
 from babble.reporting.plots.speech import MAX_COLUMNS, PLOT_SECONDS, plot_speech
+from babble.reporting.plots.sweep import plot_sweep
+from babble.sweeps.space import read_space
 
 ALL_MODES = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 M1300 = MODES["1300"]
@@ -308,3 +310,33 @@ def test_an_evaluation_with_babble_compares_it_with_real_speech(tmp_path: Path):
     assert [label.get_text() for label in accuracies.get_xticklabels()] == ["1 s", "60 s"]
     assert [list(bars.lines[0].get_ydata()) for bars in accuracies.containers] == [[0.7]] * 4
     save_figure(figure, tmp_path / "evaluation.png")
+
+
+@pytest.mark.parametrize(
+    ("spec", "values", "legend", "bars"),
+    [
+        ({"choice": [0.1, 1 / 3]}, [1 / 3, 0.1, 0.1], ["optim.lr 0.1", "optim.lr 0.3333"], []),
+        ({"loguniform": [1e-4, 1.0]}, [1e-3, 1 / 3, 0.1], [], ["optim.lr"]),
+    ],
+)
+def test_a_sweep_has_a_short_legend_for_choices_and_a_colour_bar_for_a_range(
+    spec: dict[str, Any], values: list[float], legend: list[str], bars: list[str], tmp_path: Path
+):
+    (axis,) = read_space({"optim.lr": spec}, ["optim.lr"])
+    states = ("finished", "finished", "stopped")
+    trials = [
+        {"optim.lr": str(value), "best": 26.0 + n, "weights": 1000, "seconds": 60.0 * (n + 1), "state": state}
+        for n, (value, state) in enumerate(zip(values, states, strict=True))
+    ]
+    figure = plot_sweep(trials, "bits_per_frame", axis)
+    assert [panel.get_ylabel() for panel in figure.axes[2:]] == bars
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == [*legend, "finished", "not finished"]
+    finished, others = figure.axes[1].collections
+    assert finished.get_offsets().tolist() == [[1, 26], [2, 27]]
+    assert others.get_offsets().tolist() == [[3, 28]]
+    # Trials of one value have one colour in both panels, and others another one.
+    assert len(
+        {*map(tuple, finished.to_rgba(finished.get_array())), *map(tuple, others.to_rgba(others.get_array()))}
+    ) == len(set(values))
+    save_figure(figure, tmp_path / "answer.png")

@@ -1,11 +1,13 @@
-"""The sweep folder: what is written comes back, what is removed, and what best.yaml holds."""
+"""The sweep folder: what is written comes back, what is removed, and what best.yaml and best/ hold."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from babble.run_folder import RunFolder
 from babble.sweeps.folder import SweepFolder, prune_checkpoints, write_answer
 from babble.sweeps.ranking import TrialRow, average_by_value, rank
 
@@ -63,13 +65,46 @@ def test_the_best_configuration_is_written_without_what_belongs_to_its_trial(fol
     }
 
 
+def test_what_a_user_adds_to_the_best_run_stays_until_another_trial_is_best(folder: SweepFolder):
+    rows = [_row(None, 0.1, 0, 25.0), _row(1.0, 0.2, 0, 26.0)]
+    runs = [RunFolder(folder.trials / row.trial) for row in rows]
+    for row, run in zip(rows, runs, strict=True):
+        path = folder.write_config(row.trial, row.values, row.seed)
+        run.checkpoint("best").parent.mkdir(parents=True)
+        run.config.write_bytes(path.read_bytes())
+        run.checkpoint("best").write_text(row.trial)
+    folder.write_rows(rows)
+    write_answer(folder)
+    (folder.best.path / "evaluation.json").touch()
+    write_answer(folder)
+    assert (folder.best.path / "evaluation.json").is_file()
+    # The trial was still running, and has improved since.
+    runs[0].checkpoint("best").write_text("better")
+    os.utime(runs[0].checkpoint("best"), (2e9, 2e9))
+    runs[0].finished.touch()
+    write_answer(folder)
+    assert folder.best.checkpoint("best").read_text() == "better"
+    assert {path.name for path in folder.best.path.iterdir()} == {
+        *("checkpoints", "config.yaml", "evaluation.json", "finished.json")
+    }
+    folder.write_rows([rows[0], replace(rows[1], best=24.0)])
+    write_answer(folder)
+    assert folder.best.checkpoint("best").read_text() == rows[1].trial
+    assert {path.name for path in folder.best.path.iterdir()} == {"checkpoints", "config.yaml"}
+    assert not list(folder.path.glob(".*"))
+
+
 def test_only_the_same_settings_continue_a_sweep(folder: SweepFolder):
     settings = folder.read_settings()
     folder.check(settings, BASE | {"data": {"holding": "memory"}})
     with pytest.raises(ValueError, match=r"(?s)is a sweep with other settings.*lr.*0.1.*0.3"):
         folder.check(settings, BASE | {"lr": 0.3})
+    spaced = SweepFolder(folder.path.rename(folder.path.with_name("my sweep")))
+    with pytest.raises(ValueError, match=f"with --resume 'my sweep' --runs {folder.path.parent}, or choose"):
+        spaced.check(settings, BASE | {"lr": 0.3})
+    spaced.path.rename(folder.path)
     (folder.path / "config.yaml").touch()
-    with pytest.raises(ValueError, match=r"is a run of babble\.train"):
+    with pytest.raises(ValueError, match="is a run of `babble train`"):
         folder.check(settings, BASE)
 
 

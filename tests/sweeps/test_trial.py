@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.tune import PlacementGroupFactory
+from ray.tune.result import TRIAL_INFO
 
 from babble.files import append_json_line, write_bytes
 from babble.sweeps import trial
-from babble.sweeps.trial import MetricsReader, make_environment
+from babble.sweeps.folder import SweepFolder, trial_name
+from babble.sweeps.ranking import TrialRow
+from babble.sweeps.trial import MetricsReader, SweepCallback, Trial, Validation, make_environment
 
 MONITOR = "val/bits_per_frame"
 
@@ -61,3 +66,23 @@ def test_a_trial_runs_without_the_variables_of_slurm_and_torchrun(monkeypatch: p
     environment = make_environment(gpus=0)
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["KEPT"]) == ("", "1")
     assert not {"SLURM_PROCID", "LOCAL_RANK", "MASTER_ADDR"} & environment.keys()
+
+
+def test_a_continued_trial_counts_the_seconds_of_its_earlier_starts(tmp_path: Path):
+    folder, values = SweepFolder(tmp_path / "sweep"), {"model.units": 8}
+    base = {"data": {"batch_size": 1, "window_frames": 1}, "compute": {"accumulate_batches": 1, "devices": 1}}
+    settings = {"space": {"model.units": {"choice": [8]}}, "monitor": MONITOR, "seeds": [0]}
+    folder.claim(settings, base | {"model": {"units": 8}})
+    of_tune = SimpleNamespace(trial_id="1", trial_resources=PlacementGroupFactory([{"CPU": 1}]))
+    name = trial_name("1", values, 0)
+    folder.write_rows([TrialRow(name, "running", values, 0, best=30.0, seconds=60.0)])
+    config = {"values": values, "seed": 0, "sweep": str(folder.path), "directory": str(tmp_path)}
+    continued = Trial(config | {TRIAL_INFO: of_tune})
+    # Its training is of no interest here.
+    continued.cleanup()
+    result = continued._result(Validation(steps=10, epoch=1, stage=1, value=29.0, best=29.0), is_finished=False)
+    callback = SweepCallback(folder.path, 1)
+    callback.weights[name] = 1
+    about = {"trial_id": "1", "config": config, "status": "RUNNING", "num_failures": 1}
+    row = callback._row(SimpleNamespace(**about, last_result=result | {"time_total_s": 5.0}))
+    assert (row.trial, row.best, row.seconds) == (name, 29.0, 65.0)
