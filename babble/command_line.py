@@ -52,16 +52,17 @@ class Setting:
     @property
     def is_list(self) -> bool:
         """Whether bare words after the flag are its items."""
-        return get_origin(self.type) is tuple and (self._item in (str, Path) or get_origin(self._item) is Literal)
+        return get_origin(self.type) is tuple and (self.item in (str, Path) or get_origin(self.item) is Literal)
 
     @property
-    def _item(self) -> Any:
+    def item(self) -> Any:
+        """Type of the items of a tuple; of another setting, its own type."""
         return get_args(self.type)[0] if get_origin(self.type) is tuple else self.type
 
     @property
     def choices(self) -> tuple[Any, ...]:
         """The allowed values, or items of a list, of a closed set; empty for other types."""
-        return get_args(self._item) if get_origin(self._item) is Literal else ()
+        return get_args(self.item) if get_origin(self.item) is Literal else ()
 
     def expected(self) -> str:
         """Return what values are allowed, in words."""
@@ -126,6 +127,12 @@ def _match_choice(value: Any, setting: Setting | None) -> Any:
     return value
 
 
+def _refuse_empty_paths(setting: Setting | None, words: list[str]) -> None:
+    """Raise if a path is an empty word, e.g. from "$UNSET": `Path("")` is the current folder."""
+    if setting and setting.item is Path and "" in words:
+        raise UsageError(f"--{setting.key.replace('_', '-')} got an empty path: give a path, or omit the flag")
+
+
 class CommandLine:
     """Rewrites a command line as jsonargparse reads it: one `--flag=value` per setting.
 
@@ -182,12 +189,14 @@ class CommandLine:
         if setting and setting.is_list:
             items = [value] if equals else self._take_items(words)
             self.given.add(key)
+            _refuse_empty_paths(setting, items)
             self._lists.setdefault(key, []).extend(_split_items(items))
             return []
         self._give_once(key)
         if setting and setting.type is bool and not equals and (not words or words[0].lower() not in _BOOLEANS):
             return [f"--{key}=true"]
         value = value if equals else self._next_value(flag, words)
+        _refuse_empty_paths(setting, [value])
         value = str(_match_choice(value, setting))
         # YAML's spelling of infinity, which jsonargparse reads numbers in.
         return [f"--{key}={'.inf' if value == 'inf' else value}"]
@@ -219,6 +228,7 @@ class CommandLine:
         if setting is None or (len(self.positional_words) > 1 and not is_list):
             unexpected = self.positional_words[-1]
             raise UsageError(f"unexpected argument {unexpected!r}; --help shows what this command takes")
+        _refuse_empty_paths(setting, self.positional_words)
         if is_list:
             self._lists.setdefault(setting.key, []).extend(self.positional_words)
             return []

@@ -68,6 +68,11 @@ class RunFolder:
         return self.path / "finished.json"
 
     @property
+    def has_weights(self) -> bool:
+        """Whether a training has saved its weights here, or finished: it needs none to start from."""
+        return any(path.is_file() for path in (self.checkpoint("last"), self.checkpoint("previous"), self.finished))
+
+    @property
     def report(self) -> Path:
         """Path of the report page."""
         return self.path / "report.html"

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from babble.cli import Interrupted, build_config, config_to_dict, run_command
 from babble.codec.frames import TOKENS
 from babble.data.shards import hash_manifest, read_manifest
-from babble.files import check_writable
+from babble.files import check_writable, write_bytes
 from babble.processes import StopRequest
 from babble.run_folder import RunFolder
+from babble.sweeps.folder import SweepFolder
 from babble.training.config import TrainConfig
 from babble.training.topology import bind_to_first_process, find_topology
 
@@ -45,7 +46,6 @@ def train(config: TrainConfig) -> "TrainResult":
         Interrupted: stopped on request; the same call continues the run.
     """
     # Imported here: torch and Lightning take seconds, which --help and a refused setting need not wait for.
-    from babble.generation.token_run import write_token_level
     from babble.training.console import quiet_lightning
     from babble.training.trainer import build_training, finish, fit, is_first_rank, read_result
 
@@ -56,9 +56,10 @@ def train(config: TrainConfig) -> "TrainResult":
     request = StopRequest(f"stopping {when}")
     with request.watching(signal.SIGUSR1), quiet_lightning():
         if is_first_rank():
-            check_writable(config.run.config, "--runs")
+            _check_folder(config.run)
         training = build_training(config, topology, request)
         run = training.run
+        tokens = _pack_token_level(config) if is_first_rank() else None
         # The other ranks run inside the folder that the first one holds.
         with run.locked() if is_first_rank() else contextlib.nullcontext():
             if is_first_rank():
@@ -70,13 +71,34 @@ def train(config: TrainConfig) -> "TrainResult":
                     _write_report(run)
                 return read_result(run)
             if is_first_rank():
-                if config.token_model and config.data.tokens:
-                    write_token_level(run.tokens, config.data.tokens, config.token_model)
+                if tokens:
+                    write_bytes(run.tokens, tokens)
                 run.note_start()
             result = finish(training, fit(training))
             if is_first_rank():
                 _write_report(run)
             return result
+
+
+def _check_folder(run: RunFolder) -> None:
+    """Raise if the run can't be written, or if its folder is that of a sweep."""
+    check_writable(run.config, "--runs")
+    if SweepFolder(run.path).settings.is_file():
+        raise ValueError(f"{run.path} is a sweep of babble tune: choose another --name for the run.")
+
+
+def _pack_token_level(config: TrainConfig) -> bytes | None:
+    """Return the content of the run's tokens.pt; None if it has one, or needs none.
+
+    Raises:
+        FileNotFoundError, ValueError: as `pack_token_level`.
+    """
+    from babble.generation.token_run import pack_token_level
+
+    run = config.run
+    if not (config.token_model and config.data.tokens) or run.tokens.is_file() or run.finished.is_file():
+        return None
+    return pack_token_level(config.data.tokens, config.token_model)
 
 
 def _complete(settings: dict[str, Any]) -> dict[str, Any]:

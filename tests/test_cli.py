@@ -142,6 +142,9 @@ def test_choices_are_accepted_in_any_case(tmp_path: Path):
         (["--part.size"], "--part.size needs a value"),
         (["--part.size", "--top-p", "1"], "--part.size needs a value"),
         (["word"], "unexpected argument 'word'; --help shows what this command takes"),
+        (["--run", ""], "--run got an empty path: give a path, or omit the flag"),
+        (["--run="], "--run got an empty path: give a path, or omit the flag"),
+        (["--sources", "a", ""], "--sources got an empty path: give a path, or omit the flag"),
     ],
 )
 def test_a_wrong_command_line_gets_one_line(
@@ -283,6 +286,13 @@ def test_a_command_ends_with_a_message_and_its_code(
     assert (str(error) or "interrupted by Ctrl-C.") in said
     # An exception without a text must not leave an empty message.
     assert said.strip() != "thing:"
+
+
+@pytest.mark.parametrize("positional", ["run", "sources"])
+def test_an_empty_word_is_no_path(positional: str):
+    with pytest.raises(UsageError, match=f"--{positional} got an empty path"):
+        read_config(Config, [""], positional=positional)
+    assert read_config(Config, ["--init-from", ""]).init_from == ""
 
 
 def test_a_value_that_the_config_rejects_gets_a_message_without_a_traceback(

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,22 +17,30 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from player.conftest import write_voice
+from shard_folder import write_folder
 
 from babble import train as train_module
 from babble.cli import CommandError, Interrupted, config_to_dict
+from babble.codec.frames import TOKENS, get_mode
+from babble.codec.token_sequences import join_tokens
 from babble.data.config import DataConfig
-from babble.data.shards import read_manifest, write_manifest
+from babble.data.shards import read_manifest, read_recordings, write_manifest
 from babble.files import read_json_lines
 from babble.model.config import ModelConfig
 from babble.run_folder import RunFolder
+from babble.sweeps.folder import SweepFolder
+from babble.tokenizer.clusters import Clusters
+from babble.tokenizer.encoder import TokenEncoder
+from babble.tokenizer.tokenizer import FILE, Tokenizer
 from babble.train import _write_report, train
 from babble.training import config as config_module
 from babble.training.config import ComputeConfig, OptimConfig, SamplesConfig, Stage, StopConfig, TrainConfig
 from babble.training.metrics import OF_THE_MACHINE
-from babble.training.samples import SampleWriter
 from babble.training.stopping import Consensus
 from babble.training.topology import Topology
 from babble.training.trainer import TrainResult, build_trainer
@@ -161,11 +171,18 @@ def test_a_run_with_a_step_limit_ends_with_the_same_weights(
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_a_run_killed_after_its_last_step_ends_with_the_same_metrics(speech_shards: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "place", ["babble.training.samples.SampleWriter.on_train_end", "babble.training.trainer.finish"]
+)
+def test_a_run_killed_after_its_last_step_ends_with_the_same_metrics(
+    place: str, speech_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     killed, whole = (_config(speech_shards, tmp_path, name, validate_every_epochs=2) for name in ("killed", "whole"))
     train(whole)
-    kill = mock.patch.object(SampleWriter, "on_train_end", side_effect=RuntimeError("killed here"))
-    with kill, pytest.raises(RuntimeError, match="killed here"):
+    rows = [(row["step"], row["epoch"]) for row in _metrics(tmp_path / "whole") if "val/error_levels" in row]
+    assert rows == [(7, 1), (15, 3), (19, 4)]
+    assert "\nepoch 5/5, stage 3, step 20: " in capsys.readouterr().out
+    with mock.patch(place, side_effect=RuntimeError("killed here")), pytest.raises(RuntimeError, match="killed here"):
         train(killed)
     train(killed)
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
@@ -358,6 +375,14 @@ def test_what_a_kill_left_is_removed_and_a_lost_report_is_written(
     assert list(run.rglob("*.tmp")) == []
 
 
+def test_the_folder_of_a_sweep_is_rejected(speech_shards: Path, tmp_path: Path):
+    SweepFolder(tmp_path / "sweep").claim({}, {})
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"sweep is a sweep of babble tune: choose another --name"):
+        train(_config(speech_shards, tmp_path, "sweep"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_run_folder_in_use_is_rejected(speech_shards: Path, tmp_path: Path):
     config = _config(speech_shards, tmp_path, "busy")
     with RunFolder(tmp_path / "busy").locked(), pytest.raises(CommandError, match="in use by another training"):
@@ -377,6 +402,21 @@ def test_initial_weights_come_from_a_run_or_a_checkpoint(
     assert child["global_step"] == 1
 
 
+@pytest.mark.usefixtures("no_plots")
+def test_a_run_is_continued_without_its_samples_and_the_run_that_it_started_from(
+    undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    parent = Path(shutil.copytree(undisturbed.run, tmp_path / "parent"))
+    config = _config(speech_shards, tmp_path, "child", init_from=parent, stop=StopConfig(steps=2))
+    with _stop_after(1):
+        train(config)
+    shutil.rmtree(parent)
+    shutil.rmtree(config.run.samples)
+    assert train(config).steps == 2
+    assert (config.run.prompts / "1.c2").is_file()
+    assert train(config).already_finished
+
+
 def test_initial_weights_that_can_not_be_loaded_are_rejected(
     undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
 ):
@@ -392,6 +432,41 @@ def test_initial_weights_that_can_not_be_loaded_are_rejected(
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             train(_config(speech_shards, tmp_path, "child", **changes))
     assert not (tmp_path / "child").exists()
+
+
+@pytest.fixture
+def tokens(speech_shards: Path, tmp_path: Path) -> Path:
+    """A folder of tokens of the shards and a tokenizer, as babble tokens writes them."""
+    manifest, mode = read_manifest(speech_shards), get_mode("1300")
+    splits = {
+        split: {one.recording: join_tokens(np.zeros(len(one.frames), int)) for one in recordings}
+        for split in ("train", "validation")
+        for recordings in [read_recordings(speech_shards, manifest, split)]
+    }
+    write_folder(tmp_path / "tokens", TOKENS, splits)
+    clusters = Clusters(torch.zeros(8), torch.ones(8), torch.randn(20, 8), 0.2)
+    tokenizer = Tokenizer(TokenEncoder(mode, units=4, num_targets=3), clusters, mode)
+    torch.save(tokenizer.state(), tmp_path / "tokens" / FILE)
+    return tmp_path / "tokens"
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_the_network_that_chooses_tokens_is_checked_first_and_kept(
+    tokens: Path, undisturbed: TrainResult, speech_shards: Path, tmp_path: Path
+):
+    data = DataConfig(speech_shards, tokens=tokens, window_frames=40, batch_size=4, windows_per_epoch=16)
+    config = _config(speech_shards, tmp_path, "words", data=data, token_model=undisturbed.run, stop=StopConfig(steps=2))
+    with pytest.raises(ValueError, match="was trained on frames, not on tokens"):
+        train(config)
+    assert not config.run.path.exists()
+    chooses = write_voice(tmp_path / "chooses", mode=TOKENS.name)
+    config = dataclasses.replace(config, token_model=chooses)
+    with _stop_after(1):
+        train(config)
+    before = config.run.tokens.read_bytes()
+    shutil.rmtree(chooses)
+    assert train(config).steps == 2
+    assert config.run.tokens.read_bytes() == before
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -450,6 +525,7 @@ def test_a_run_ends_without_improvement_and_after_its_hours(speech_shards: Path,
         ({"name": "a/b"}, "can't be the name of a folder"),
         ({"unfreezing": (Stage((3,)),)}, "model.num_layers=2"),
         ({"optim": OptimConfig(schedule="cosine"), "stop": StopConfig(hours=1)}, "cosine needs an end"),
+        ({"checkpoint_minutes": -5.0}, r"checkpoint_minutes=-5\.0: must be at least 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_rejected(
@@ -457,6 +533,12 @@ def test_settings_that_contradict_each_other_are_rejected(
 ):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(_config(speech_shards, tmp_path, "bad"), **changes)
+
+
+@pytest.mark.parametrize("hours", [math.inf, math.nan, 1e12])
+def test_hours_that_no_clock_has_are_rejected(hours: float):
+    with pytest.raises(ValueError, match=rf"stop\.hours={re.escape(str(hours))}: must be below 1,000,000; omit it"):
+        StopConfig(hours=hours)
 
 
 @pytest.mark.parametrize(

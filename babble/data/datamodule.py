@@ -23,6 +23,7 @@ from babble.data.config import DataConfig
 from babble.data.loaders import SHUFFLE_SHARDS, FrameSource, HeldFrames, Loader, count_batches
 from babble.data.plans import Plan, ShardWindowPlan, Share, StreamPlan, WindowPlan
 from babble.data.shards import (
+    MANIFEST,
     SEGMENT_FRAMES,
     SHIFTED,
     SPLITS,
@@ -41,6 +42,9 @@ def _read_contexts(folder: Path) -> dict[tuple[str, int], np.ndarray]:
     Raises:
         FileNotFoundError, ValueError: there are no tokens.
     """
+    if not (folder / MANIFEST).is_file():
+        # Not as `read_manifest`, which advises to preprocess recordings.
+        raise FileNotFoundError(f"data.tokens {folder} has no {MANIFEST}: name a folder that babble tokens wrote.")
     manifest = read_manifest(folder)
     if manifest.mode != TOKENS:
         raise ValueError(f"data.tokens {folder} holds frames, not tokens: name a folder that babble tokens wrote.")
@@ -77,11 +81,6 @@ class SpeechData(pl.LightningDataModule):
         self._resumed: dict[str, int] | None = None
         self._check_splits()
         self._contexts = _read_contexts(config.tokens) if config.tokens else {}
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of different tokens that the network receives; 0 without tokens."""
-        return int(TOKENS.levels[0]) if self._contexts else 0
 
     def _check_splits(self) -> None:
         if not len(self._lengths):

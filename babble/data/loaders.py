@@ -1,6 +1,7 @@
 """Training batches: a plan (which frames) and a frame source (where to read them) -> tensors.
 
-    plan = make_plan(config, lengths, Share(config.batch_size, seed, rank, world_size))
+    share = Share(config.batch_size, seed, rank, world_size)
+    plan = WindowPlan(lengths, config.window_frames, config.frames_between_windows, share)
     loader = Loader(plan, HeldFrames(frames), config.window_frames + 1, config.windows_per_epoch)
     for batch in loader: ...    # one epoch
 

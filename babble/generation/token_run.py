@@ -4,6 +4,7 @@ run = TokenRun(level, prompts_BTF, temperature, generator)
 context_TBC = run.advance(num_frames)   # of the frames that follow the last one
 """
 
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from babble.codec.frames import TOKENS
 from babble.codec.token_sequences import CONTEXT, make_context
-from babble.files import replacing
 from babble.model.babbler import Babbler
 from babble.model.checkpoint import build_model, compress_weights, load_checkpoint
 from babble.model.sampling import Sampling
@@ -73,11 +73,10 @@ def load_token_level(run: RunFolder, model: Babbler) -> TokenLevel | None:
     return TokenLevel(Tokenizer.from_state(state["tokenizer"]), build_model(state["model"]))
 
 
-def write_token_level(path: Path, tokens: Path, token_model: Path) -> None:
-    """Write tokenizer and network into one small file.
+def pack_token_level(tokens: Path, token_model: Path) -> bytes:
+    """Return the content of a run's tokens.pt: tokenizer and network, the network in 8 bits per weight.
 
     Args:
-        path: the file.
         tokens: folder that `babble tokens` wrote.
         token_model: run folder or checkpoint of a network that was trained on it.
 
@@ -89,8 +88,9 @@ def write_token_level(path: Path, tokens: Path, token_model: Path) -> None:
         raise ValueError(f"{token_model} was trained on frames, not on tokens.")
     weights = compress_weights(checkpoint["state_dict"])
     model = {"hyper_parameters": checkpoint["hyper_parameters"], "bypassed_layers": [], "state_dict": weights}
-    with replacing(path) as temporary:
-        torch.save({"tokenizer": load_tokenizer(tokens).state(), "model": model}, temporary)
+    content = io.BytesIO()
+    torch.save({"tokenizer": load_tokenizer(tokens).state(), "model": model}, content)
+    return content.getvalue()
 
 
 class TokenRun:

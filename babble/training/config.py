@@ -14,6 +14,8 @@ from babble.training.wandb_run import WandbConfig
 
 Precision = Literal["auto", "32-true", "64-true", "bf16-mixed", "16-mixed"]
 BeforeUnfreezing = Literal["frozen", "bypassed"]
+# A century; Python's and Lightning's clocks end at some length.
+MAX_HOURS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class StopConfig:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"stop.{key}={value}: must be above 0.")
+        if self.hours is not None and not self.hours < MAX_HOURS:
+            raise ValueError(f"stop.hours={self.hours}: must be below {MAX_HOURS:,}; omit it for no limit.")
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,10 @@ class SamplesConfig:
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        for key in ("prompts", "prompt_frames", "frames"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"samples.{key}={getattr(self, key)}: must be at least 1.")
+        # Plots show each frame against the next one.
+        for key, least in (("prompts", 1), ("prompt_frames", 1), ("frames", 2)):
+            if getattr(self, key) < least:
+                raise ValueError(f"samples.{key}={getattr(self, key)}: must be at least {least}.")
         if self.every_epochs < 0:
             raise ValueError(f"samples.every_epochs={self.every_epochs}: must be at least 0.")
         if self.temperature <= 0:
@@ -258,6 +263,8 @@ class TrainConfig:
         for key in ("validate_every_epochs", "log_every_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1.")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(f"checkpoint_minutes={self.checkpoint_minutes}: must be at least 0.")
         if self.name is None:
             # Once, not whenever it is asked for: a sweep or a long start may cross midnight.
             object.__setattr__(self, "name", default_name(self.recipe))

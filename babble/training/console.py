@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import Timer, TQDMProgressBar
 
 from babble.codec.token_sequences import name_unit_of_bits
 from babble.training.config import Stage
@@ -54,12 +54,16 @@ class ConsoleLogger(pl.Callback):
         stages: of the unfreezing.
         epochs: number of epochs of the training, or None.
         steps: number of steps of the training, for the time left; None if it is not known.
+        timer: ends the training after some hours, or None.
     """
 
-    def __init__(self, stages: tuple[Stage, ...], epochs: int | None, steps: int | None) -> None:
+    def __init__(
+        self, stages: tuple[Stage, ...], epochs: int | None, steps: int | None, timer: Timer | None = None
+    ) -> None:
         self.stages = stages
         self.epochs = epochs
         self.steps = steps
+        self.timer = timer
         self.printed_at = 0.0
         self.started: tuple[float, int] | None = None
 
@@ -93,10 +97,14 @@ class ConsoleLogger(pl.Callback):
         print(f"{where}: {', '.join(parts)}", flush=True)
 
     def _minutes_left(self, trainer: pl.Trainer) -> float | None:
-        if self.started is None or self.steps is None or trainer.global_step <= self.started[1]:
-            return None
-        seconds = (time.monotonic() - self.started[0]) / (trainer.global_step - self.started[1])
-        return seconds * (self.steps - trainer.global_step) / 60
+        """Return the minutes to the first of the limits in steps and hours; None if neither is known."""
+        left = []
+        if self.started is not None and self.steps is not None and trainer.global_step > self.started[1]:
+            seconds = (time.monotonic() - self.started[0]) / (trainer.global_step - self.started[1])
+            left.append(seconds * (self.steps - trainer.global_step))
+        if self.timer and (seconds_left := self.timer.time_remaining()) is not None:
+            left.append(max(0.0, seconds_left))
+        return min(left) / 60 if left else None
 
 
 class DurationWarning(pl.Callback):

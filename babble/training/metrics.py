@@ -54,17 +54,22 @@ class MetricsFile(Logger):
         """Write nothing: config.yaml has all settings."""
 
     @rank_zero_only
-    def resume(self, step: int) -> None:
-        """Drop the rows of steps that the run repeats, so that the file equals that of an uninterrupted run.
+    def resume(self, step: int, prefix: str = "") -> None:
+        """Drop the rows that the run repeats, so that the file equals that of an uninterrupted run.
 
         A half-written last line, left by a kill, is dropped too.
 
         Args:
-            step: optimizer steps done at the checkpoint; 0 drops all rows.
+            step: the first step to drop, counted from 0: the optimizer steps done at the checkpoint.
+            prefix: drop only rows with a metric whose name starts with it.
         """
         if not self.path.is_file():
             return
-        rows = [row for row in read_json_lines(self.path) if row["step"] < step]
+        rows = [
+            row
+            for row in read_json_lines(self.path)
+            if row["step"] < step or not any(name.startswith(prefix) for name in row)
+        ]
         if rows:
             write_bytes(self.path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
         else:
@@ -124,6 +129,10 @@ class ThroughputLogger(pl.Callback):
     def on_train_epoch_start(self, *_: Any) -> None:
         """Start over: the time between two epochs is not training."""
         self.frames, self.since = 0, time.monotonic()
+
+    def on_train_start(self, *_: Any) -> None:
+        """Start over, also where a run that resumes within an epoch has no start of one."""
+        self.on_train_epoch_start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count frames; log."""

@@ -136,7 +136,7 @@ def build_training(config: TrainConfig, topology: Topology, request: StopRequest
     if config.compute.precision == "64-true":
         # Before Lightning does: it loads a checkpoint first, and would round its weights to 32 bits.
         module.double()
-    if config.init_from:
+    if config.init_from and not config.run.has_weights:
         _load_weights(module, config.init_from)
     trainer = build_trainer(config, topology, build_callbacks(config, data, module, request, total_steps))
     return Training(config, topology, data, module, trainer)
@@ -176,6 +176,7 @@ def build_callbacks(
     """Return the callbacks of a training, in the order in which Lightning calls them."""
     run, stages, stop, held_out = config.run, config.unfreezing, config.stop, data.validation_recordings
     consensus = Consensus(request)
+    timer = Timer({"hours": stop.hours}, verbose=False) if stop.hours else None  # type: ignore[dict-item]
     callbacks: list[pl.Callback] = [
         Unfreezing(stages, module.model, config.before_unfreezing),
         LayerLogger(stages),
@@ -183,16 +184,16 @@ def build_callbacks(
         ThroughputLogger(config.log_every_steps),
         # Tokens have no sound.
         *([] if data.mode == TOKENS else [SampleWriter(config.samples, run, held_out, data.mode, stages)]),
-        ProgressBar() if sys.stdout.isatty() else ConsoleLogger(stages, stop.epochs, total_steps),
+        ProgressBar() if sys.stdout.isatty() else ConsoleLogger(stages, stop.epochs, total_steps, timer),
     ]
-    if total_steps and not stop.hours:
+    if total_steps and not timer:
         callbacks.append(DurationWarning(total_steps))
     if stop.steps:
         callbacks.append(StepLimit(stop.steps))
     if stop.patience:
         callbacks.append(EarlyStopping(module.monitor, patience=stop.patience, check_on_train_epoch_end=False))
-    if stop.hours:
-        callbacks.append(Timer({"hours": stop.hours}, verbose=False))  # type: ignore[dict-item]
+    if timer:
+        callbacks.append(timer)
     return [
         *callbacks,
         RankState(),
@@ -275,11 +276,22 @@ def fit(training: Training) -> int:
                     callback.on_train_end(trainer, module)
             steps = trainer.global_step
             if best.validated_step != steps:
-                trainer.validate(module, datamodule=training.data, verbose=False)
+                # A kill may have come after this validation.
+                metrics.resume(steps - 1, "val/")
+                _validate_last_step(training)
     finally:
         if wandb:
             _close_wandb(wandb, training)
     return steps
+
+
+def _validate_last_step(training: Training) -> None:
+    """Validate at the end of the training, logged with its last step and epoch, as any other validation."""
+    trainer = training.trainer
+    # Lightning has counted on to those that would follow.
+    trainer.fit_loop.epoch_loop._batches_that_stepped -= 1
+    trainer.fit_loop.epoch_progress.current.completed -= 1
+    trainer.validate(training.module, datamodule=training.data, verbose=False)
 
 
 def _start(training: Training, resumed_step: int | None) -> WandbRun | None:

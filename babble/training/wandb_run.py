@@ -12,7 +12,6 @@ Curves are plotted over `trainer/global_step`, which a resumed run and the trial
 """
 
 import contextlib
-import netrc
 import os
 import re
 import shlex
@@ -21,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -29,7 +27,6 @@ from babble.codec.frames import SAMPLE_RATE_HZ
 
 STEP = "trainer/global_step"
 SAMPLES = "samples/samples"
-DEFAULT_SERVER = "https://api.wandb.ai"
 # The file in a run folder that holds the id of its W&B run.
 WANDB_ID = "wandb_id"
 # By default W&B waits a minute and a half at the start, and forever at the end.
@@ -68,17 +65,20 @@ class WandbConfig:
 
 
 def has_wandb_key() -> bool:
-    """Return whether this machine has an API key for the W&B server: in WANDB_API_KEY, or for its host in netrc.
+    """Return whether W&B has an API key for its server: in WANDB_API_KEY, its settings, or netrc.
 
-    WANDB_BASE_URL names a self-hosted server.
+    WANDB_BASE_URL or `wandb login --host` names a self-hosted server.
     """
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or DEFAULT_SERVER).netloc
     try:
-        return bool(netrc.netrc(os.environ.get("NETRC")).authenticators(host))
-    except (OSError, netrc.NetrcParseError):
-        return False
+        from wandb.sdk import wandb_setup
+        from wandb.sdk.lib import wbauth
+
+        settings = wandb_setup.singleton().settings
+        return bool(settings.api_key or wbauth.read_netrc_auth(host=settings.base_url))
+    except (ImportError, AttributeError, TypeError):  # Another version of W&B keeps them elsewhere.
+        return bool(os.environ.get("WANDB_API_KEY"))
+    except Exception:  # Of any other kind, e.g. half a key: opening the run fails too, and reports it.
+        return True
 
 
 class WandbRun:

@@ -108,5 +108,7 @@ def measure_evaluation(config: BenchmarkConfig, folder: Path) -> list[Measuremen
     note = f"{hours:g} h, imports and baselines included, {os.cpu_count()} cores"
     return [
         Measurement(f"evaluation, {DEFAULT_RECIPE.stem}", "s per hour", likelihood, at_most=60, note=note),
-        Measurement("evaluation, bundled voice", "s", default, at_most=240, note=f"8 x {seconds:g} s of babble; {note}"),
+        Measurement(
+            "evaluation, bundled voice", "s", default, at_most=240, note=f"8 x {seconds:g} s of babble; {note}"
+        ),
     ]

@@ -147,6 +147,10 @@ def keep_split(shards: Path, folder: Path, split: str) -> Path:
 def test_what_cannot_be_trained_on_is_rejected_from_the_manifest_alone(speech_shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.shards is not set"):
         SpeechData(DataConfig(), 0)
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.tokens .*gone has no manifest\.json.* that babble tokens wrote"
+    ):
+        SpeechData(DataConfig(speech_shards, tokens=tmp_path / "gone"), 0)
     with pytest.raises(ValueError, match=r"no recording is longer than data\.window_frames=1000"):
         SpeechData(DataConfig(speech_shards, window_frames=1000), 0)
     test_only = keep_split(speech_shards, tmp_path / "test-only", "test")

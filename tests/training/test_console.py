@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pytorch_lightning.callbacks import Timer
 
 from babble.codec.frames import MODES, TOKENS, Mode
 from babble.training import console
@@ -26,6 +27,21 @@ def test_lines_show_bits_per_frame_for_training_and_validation(capsys: pytest.Ca
     ConsoleLogger((), epochs=20, steps=None).on_validation_end(_trainer(120, bits=30.123, speed=5512.0), _module(2.0))
     line = "epoch 3/20, step 120: 32.00 in training, 30.12 in validation (bits per frame), 5,512 frames/s\n"
     assert capsys.readouterr().out == line
+
+
+def test_the_time_left_is_that_of_the_first_limit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(console.time, "monotonic", lambda: now.seconds)
+    timer = Timer({"minutes": 9}, verbose=False)  # type: ignore[dict-item]
+    callbacks = [ConsoleLogger((), None, 1000, timer), ConsoleLogger((), None, None, timer)]
+    for callback in (timer, *callbacks):
+        callback.on_train_start(_trainer(0), _module())
+    for minutes, steps, left in ((1, 200, ("4.0", "8.0")), (2, 20, ("7.0", "7.0")), (10, 30, ("0.0", "0.0"))):
+        now.seconds = 60.0 * minutes
+        for callback in callbacks:
+            callback.on_validation_end(_trainer(steps, bits=30.0), _module(2.0))
+        printed = capsys.readouterr().out.splitlines()
+        assert [line.rpartition(", ")[2] for line in printed] == [f"{one} min left" for one in left]
 
 
 def test_the_progress_bar_shows_the_same():

@@ -39,3 +39,8 @@ def test_samples_come_every_so_many_epochs_and_at_the_end_of_each_stage():
 def test_empty_sizes_are_rejected(key: str):
     with pytest.raises(ValueError, match=rf"samples\.{key}=0"):
         SamplesConfig(**{key: 0})
+
+
+def test_a_single_frame_has_no_next_one_to_plot():
+    with pytest.raises(ValueError, match=r"samples\.frames=1: must be at least 2"):
+        SamplesConfig(frames=1)

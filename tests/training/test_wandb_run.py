@@ -18,8 +18,10 @@ import time
 import types
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import wandb
 import yaml
 
 from babble.cli import config_to_dict
@@ -360,15 +362,26 @@ def test_wandb_mode_disabled_means_off(tmp_path: Path, monkeypatch: pytest.Monke
     assert WandbConfig(mode="offline").find_mode() == "offline"
 
 
-def test_a_key_for_a_self_hosted_server_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(variable, raising=False)
-    (tmp_path / "netrc").write_text("machine wandb.example.com:8080 login user password secret\n")
-    (tmp_path / "netrc").chmod(0o600)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert WandbConfig().find_mode() == "offline"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.com:8080")
-    assert WandbConfig().find_mode() == "online"
+def test_a_key_for_the_server_that_wandb_uses_counts(tmp_path: Path) -> None:
+    netrc, settings = tmp_path / "netrc", tmp_path / "config" / "settings"
+    settings.parent.mkdir()
+    server = "https://wandb.example.com:8080"
+    own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    own |= {"NETRC": str(netrc), "WANDB_CONFIG_DIR": str(settings.parent)}
+
+    def find_mode(host: str, **variables: str) -> str:
+        netrc.write_text(f"machine {host} login user password {40 * 'a'}\n")
+        netrc.chmod(0o600)
+        code = "from babble.training.wandb_run import WandbConfig; print(WandbConfig().find_mode())"
+        done = subprocess.run([sys.executable, "-c", code], env=own | variables, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert find_mode("wandb.example.com:8080") == "offline"
+    assert find_mode("wandb.example.com:8080", WANDB_BASE_URL=server) == "online"
+    assert find_mode(urlsplit(wandb.Settings().base_url).netloc) == "online"
+    # As `wandb login --host` leaves it.
+    settings.write_text(f"[default]\nbase_url = {server}\n")
+    assert find_mode("wandb.example.com:8080") == "online"
 
 
 def test_the_start_table_has_the_url_of_an_online_run(tmp_path: Path) -> None:
