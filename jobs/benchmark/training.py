@@ -147,7 +147,7 @@ def compare_logging(config: BenchmarkConfig, corpus: Path, folder: Path) -> list
 
     settings = {"data.shards": corpus, "runs": folder, "name": "logging", "log_every_steps": steps}
     # The last turn ends before one more step.
-    settings |= {"stop.steps": 2 * (config.turns + 1) * steps + 1, "wandb.mode": "offline"}
+    settings |= {"stop.steps": 2 * (config.turns + 1) * steps + 1, "optim.warmup_steps": 0, "wandb.mode": "offline"}
     training = read_training({**TRAINING_ALONE, **settings}, DEFAULT_RECIPE)
     _train_with(Turns, training)
     frames = steps * training.data.batch_size * training.data.window_frames
