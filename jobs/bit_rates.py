@@ -165,10 +165,11 @@ def _measure(run: RunFolder, shards: Path, original: np.ndarray, seed: int) -> d
     mode = manifest.mode
     (held_out,) = read_recordings(shards, manifest, "validation")
     model = build_model(load_checkpoint(run.checkpoint("best")))
+    # Before the babble: Codec 2 has one sequence of random phases per process, so that another network would change it.
+    coded = decode_frames(held_out.frames, mode)
     num_frames = STREAM_SECONDS * mode.frames_per_second
     babble_BTF = generate_frames(model, spread_prompts([held_out.frames], NUM_STREAMS), num_frames, seed=seed)
     babble = [decode_frames(frames, mode) for frames in babble_BTF]
-    coded = decode_frames(held_out.frames, mode)
     accuracy = measure_accuracy(list(babble_BTF), [held_out.frames], mode, CLIP_SECONDS * mode.frames_per_second, seed)
     counter, length = PhoneCounter(), PHONE_SECONDS * SAMPLE_RATE_HZ
     before, after = counter.list_phones(original[:length]), counter.list_phones(coded[:length])
