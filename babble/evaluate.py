@@ -125,6 +125,19 @@ class EvaluateConfig:
             raise ValueError(f"--figure {self.figure}: must end in .png.")
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated: a network, how it generates, and the speech that it is compared with."""
+
+    model: "Babbler"
+    tokens: "TokenLevel | None"
+    sampling: "Sampling"
+    token_temperature: float
+    recogniser: "Recogniser | None"
+    held_out: list[np.ndarray]
+    train: list[np.ndarray]
+
+
 def read_training_speech(folder: Path, manifest: Manifest) -> list[np.ndarray]:
     """Return the training recordings (T, F), or of more than `SAMPLE_FRAMES` frames those of evenly spread shards."""
     if manifest.split_frames("train") <= SAMPLE_FRAMES:
@@ -159,7 +172,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = build_model(checkpoint, config.device)
     recogniser = _load_recogniser(config.words, model.mode)
     sampling = choose_sampling(model, config.temperature, config.top_p, config.min_p)
-    check_token_temperature(config.token_temperature, model)
+    token_temperature = check_token_temperature(config.token_temperature, model)
     if model.mode == TOKENS and config.babble_seconds:
         raise ValueError(f"{run.path} was trained on tokens, which have no sound: use --babble-seconds 0.")
     tokens = None if model.mode == TOKENS else load_token_level(run, model)
@@ -188,7 +201,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "is_sample": train_frames < manifest.split_frames("train"),
         },
         "mode": model.mode.name,
-        **_measure(config, model, tokens, sampling, recogniser, held_out, train),
+        **_measure(config, _Subject(model, tokens, sampling, token_temperature, recogniser, held_out, train)),
     }
     if config.json:
         write_json(config.json, evaluation)
@@ -245,21 +258,14 @@ def _load_recogniser(path: Path | None, mode: Mode) -> "Recogniser | None":
     return Recogniser.load(path) if path else None
 
 
-def _measure(
-    config: EvaluateConfig,
-    model: "Babbler",
-    tokens: "TokenLevel | None",
-    sampling: "Sampling",
-    recogniser: "Recogniser | None",
-    held_out: list[np.ndarray],
-    train: list[np.ndarray],
-) -> dict[str, Any]:
+def _measure(config: EvaluateConfig, subject: _Subject) -> dict[str, Any]:
     from babble.codec.token_sequences import add_context
     from babble.evaluation.baselines import measure_baselines
     from babble.evaluation.context import measure_context
     from babble.evaluation.held_out import measure_held_out, measure_training_error_2017
     from babble.evaluation.token_metrics import measure_tokens
 
+    model, tokens, held_out, train = subject.model, subject.tokens, subject.held_out, subject.train
     mode = model.mode
     sequences = [tokens.tokenizer.find_sequence(frames) for frames in held_out] if tokens else []
     given = [add_context(*pair) for pair in zip(held_out, sequences, strict=True)] if tokens else held_out
@@ -280,42 +286,33 @@ def _measure(
             model, train, config.training_windows, config.window_frames
         )
     if config.babble_seconds:
-        metrics |= _measure_babble(config, model, tokens, sampling, recogniser, held_out, train)
+        metrics |= _measure_babble(config, subject)
     return metrics
 
 
-def _measure_babble(
-    config: EvaluateConfig,
-    model: "Babbler",
-    tokens: "TokenLevel | None",
-    sampling: "Sampling",
-    recogniser: "Recogniser | None",
-    held_out: list[np.ndarray],
-    train: list[np.ndarray],
-) -> dict[str, Any]:
+def _measure_babble(config: EvaluateConfig, subject: _Subject) -> dict[str, Any]:
     from babble.evaluation.comparison import compare_speech
     from babble.evaluation.words import measure_words
     from babble.generation.free_run import generate_frames, one_thread
-    from babble.generation.token_run import check_token_temperature
 
-    num_frames = round(config.babble_seconds * model.mode.frames_per_second)
-    prompts_BTF = spread_prompts(held_out, NUM_STREAMS)
-    temperature = check_token_temperature(config.token_temperature, model)
+    model, held_out, mode = subject.model, subject.held_out, subject.model.mode
+    num_frames = round(config.babble_seconds * mode.frames_per_second)
+    sampling = subject.sampling, config.seed, subject.tokens, subject.token_temperature
 
     @functools.cache
     def make_babble() -> list[np.ndarray]:
         with one_thread():
-            return list(generate_frames(model, prompts_BTF, num_frames, sampling, config.seed, tokens, temperature))
+            return list(generate_frames(model, spread_prompts(held_out, NUM_STREAMS), num_frames, *sampling))
 
     settings = {key: getattr(config, key) for key in ("temperature", "top_p", "min_p")}
-    settings["token_temperature"] = temperature if tokens else None
+    settings["token_temperature"] = subject.token_temperature if subject.tokens else None
     shape = (NUM_STREAMS, num_frames)
     metrics = {
         "babble": {"streams": NUM_STREAMS, "seconds": config.babble_seconds, **settings},
-        "speech": compare_speech(make_babble, shape, held_out, train, model.mode, config.seed),
+        "speech": compare_speech(make_babble, shape, held_out, subject.train, mode, config.seed),
     }
-    if recogniser:
-        metrics["words"] = measure_words(recogniser, {"babble": make_babble()}, held_out, config.seed)
+    if subject.recogniser:
+        metrics["words"] = measure_words(subject.recogniser, {"babble": make_babble()}, held_out, config.seed)
     return metrics
 
 

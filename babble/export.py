@@ -74,11 +74,11 @@ def export_voice(config: ExportConfig) -> Path:
 
 def _run(config: ExportConfig) -> None:
     # Imported here, as above.
-    from babble.model.checkpoint import load_checkpoint
+    from babble.model.checkpoint import read_mode
 
     path = export_voice(config)
     size = f"{path}: {path.stat().st_size / 1e6:.1f} MB."
-    if load_checkpoint(path)["hyper_parameters"]["mode"] == TOKENS.name:
+    if read_mode(path) == TOKENS:
         print(f"{size} It has no sound: a network over frames receives its tokens.")
     else:
         command = shlex.join(["babble", "generate", str(config.out), "--seconds", "60"])

@@ -7,8 +7,8 @@
 1. The recordings are encoded as shards/NAME (jobs/preprocess); of a single recording, the end is held out.
 2. A network of the same shape as the bundled voice, starting from its weights before it received tokens, is trained on
    them as runs/NAME, without tokens. Its steps follow from the amount of speech, processes and precision from this
-   machine. It ends early when validation gets worse, and keeps its best weights. From one minute of speech this takes
-   about a minute, from an hour up to 25 minutes on one core.
+   machine. It ends early when validation gets worse, and keeps its best weights. On one core this takes about a
+   minute for one minute of speech, and about 20 minutes for an hour.
 3. runs/NAME/report.html shows the training and plays samples.
 
 Ctrl-C stops it, and the same command continues from there. Other settings: babble preprocess, then babble train.

@@ -27,6 +27,7 @@ import numpy as np
 
 from babble.cli import CommandError, run_command
 from babble.codec.frames import TOKENS, Mode, has_disordered_lsps, is_voiced
+from babble.codec.token_sequences import name_frame
 from babble.data.shards import SHIFTED, SPLITS, Manifest, Segment, ShardFacts, read_manifest, read_segments
 from babble.files import check_writable
 
@@ -249,7 +250,7 @@ def describe(folder: Path, manifest: Manifest, inspection: Inspection) -> list[s
     """Return the description of a folder as lines of text."""
     mode = manifest.mode
     # Tokens are of different lengths.
-    unit, length = ("token", "") if mode == TOKENS else ("frame", f" of {mode.frame_ms} ms")
+    unit, length = name_frame(mode.name), "" if mode == TOKENS else f" of {mode.frame_ms} ms"
     lines = [f"{folder}: mode {mode.name}, {mode.num_fields} fields, {mode.bits} bits per {unit}{length}"]
     for split, statistics in inspection.splits.items():
         names = {recording["name"] for recording in manifest.of_split(split)}

@@ -56,6 +56,6 @@ def add_context(frames_TF: np.ndarray, sequence_NF: np.ndarray) -> np.ndarray:
     return np.concatenate([frames_TF.astype(np.int16), make_context(sequence_NF)], axis=1)
 
 
-def name_unit_of_bits(mode: str) -> str:
-    """Return the unit of the bits of a network by the name of its mode: a frame of the mode TOKENS is a token."""
-    return "bits per token" if mode == TOKENS.name else "bits per frame"
+def name_frame(mode: str) -> str:
+    """Return what a frame of the mode of that name is called: "frame", or in the mode TOKENS "token"."""
+    return "token" if mode == TOKENS.name else "frame"

@@ -3,8 +3,7 @@
 import textwrap
 from typing import Any
 
-from babble.codec.frames import TOKENS
-from babble.codec.token_sequences import name_unit_of_bits
+from babble.codec.token_sequences import name_frame
 from babble.evaluation.speech_statistics import REAL
 
 # Each statistic as the table shows it: label, factor, decimals.
@@ -38,7 +37,7 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     held_out, train = evaluation["held_out"], evaluation["train"]
     amount = f"a sample of {train['hours']:.2f} of the" if train["is_sample"] else "all"
     source = f"from {amount} {train['split_hours']:.2f} hours of the training split"
-    frame = "token" if evaluation["mode"] == TOKENS.name else "frame"
+    frame = name_frame(evaluation["mode"])
     lines = [
         f"{evaluation['checkpoint']} (epoch {evaluation['epoch']}, step {evaluation['step']})",
         f"{evaluation['split']} split of {evaluation['shards']}: {evaluation['hours']:.2f} hours, "
@@ -47,17 +46,14 @@ def format_evaluation(evaluation: dict[str, Any]) -> str:
     ]
     for total, unit, part in (
         ("error_levels", "mean absolute error, levels", "error"),
-        ("bits_per_frame", name_unit_of_bits(evaluation["mode"]), "bits"),
+        ("bits_per_frame", f"bits per {frame}", "bits"),
         ("bits_per_frame_without_unvoiced_pitch", "bits per frame without the pitch of unvoiced frames", None),
     ):
         if total in held_out:
             rows = {name: metrics for name, metrics in evaluation["baselines"].items() if total in metrics}
             lines += [f"\n{unit}", *_format_metric({**rows, "this network": held_out}, total, part)]
     if "context" in evaluation:
-        lines += [
-            "",
-            *_format_context(evaluation["context"], frame),
-        ]
+        lines += ["", *_format_context(evaluation["context"], frame)]
     if "tokens" in evaluation:
         lines += ["", *_format_tokens(evaluation["tokens"])]
     if "speech" in evaluation:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from babble.codec.codec2 import Decoder, c2_header, silence_frame
 from babble.codec.edits import Edit, apply_edits, parse_edits
@@ -40,7 +39,7 @@ from babble.generation.output import write_wav
 from babble.generation.prompts import PROMPT_FRAMES, Prompt, find_prompt, open_shards
 from babble.generation.token_run import TOKEN_TEMPERATURE, TokenLevel, load_token_level
 from babble.model.babbler import Babbler
-from babble.model.checkpoint import build_model, load_checkpoint
+from babble.model.checkpoint import build_model, load_checkpoint, read_mode
 from babble.run_folder import PRETRAINED, RunFolder, locate_checkpoint
 
 BLOCK_SECONDS = 0.12
@@ -301,10 +300,8 @@ class Session:
 
 def _is_over_tokens(checkpoint: Path) -> bool:
     """Return whether a checkpoint's network is one over tokens, which have no sound; not if it is damaged."""
-    with contextlib.suppress(Exception):  # Who chooses a damaged one is told what is wrong.
-        # Mapped, so that the weights of all runs need not be read.
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return bool(content["hyper_parameters"]["mode"] == TOKENS.name)
+    with contextlib.suppress(ValueError):  # `load` raises it when the voice is chosen.
+        return read_mode(checkpoint) == TOKENS
     return False
 
 

@@ -77,7 +77,10 @@ def make_tokens(config: TokensConfig) -> Manifest:
     settings["shards"] = hash_manifest(shards)
     found = read_manifest(config.out) if (config.out / MANIFEST).is_file() else None
     started = config.out / SETTINGS
-    if (found.settings if found else read_json(started) if started.is_file() else settings) != settings:
+    before = found.settings if found else settings
+    if not found and started.is_file():
+        before = read_json(started)
+    if before != settings:
         raise ValueError(f"{config.out} holds tokens of another voice, other shards or settings: choose another --out.")
     if found:
         print(f"{config.out} is finished already.")

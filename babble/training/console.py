@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer, TQDMProgressBar
 
-from babble.codec.token_sequences import name_unit_of_bits
+from babble.codec.token_sequences import name_frame
 from babble.training.config import Stage
 from babble.training.unfreezing import stage_at
 
@@ -35,7 +35,7 @@ def read_progress(trainer: pl.Trainer, module: Any) -> tuple[str, dict[str, floa
         values["training"] = float(module.latest_loss) * (module.mode.num_fields if has_bits else 1)
     if module.monitor in trainer.callback_metrics:
         values["validation"] = float(trainer.callback_metrics[module.monitor])
-    return name_unit_of_bits(module.mode.name) if has_bits else "levels of error", values
+    return f"bits per {name_frame(module.mode.name)}" if has_bits else "levels of error", values
 
 
 class ProgressBar(TQDMProgressBar):

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 from babble.cli import config_to_dict, flatten
 from babble.codec.frames import TOKENS
-from babble.codec.token_sequences import name_unit_of_bits
+from babble.codec.token_sequences import name_frame
 from babble.data.datamodule import SpeechData
 from babble.data.shards import MANIFEST, verify_shards
 from babble.evaluation.baselines import baseline_lines, measure_baselines
@@ -343,7 +343,7 @@ def describe_start(
         for name, values in baselines.items()
         if metric in values
     )
-    unit = name_unit_of_bits(data.mode.name) if metric == "bits_per_frame" else "levels of error"
+    unit = f"bits per {name_frame(data.mode.name)}" if metric == "bits_per_frame" else "levels of error"
     rows = {
         "data": f"{data.folder}: {data.describe()}",
         "model": f"{layers}, {model.head} head, {training.weights:,} weights",

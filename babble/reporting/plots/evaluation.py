@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from babble.codec.frames import get_mode
-from babble.codec.token_sequences import name_unit_of_bits
+from babble.codec.token_sequences import name_frame
 from babble.reporting.plots.figures import (
     BLUE,
     GREEN,
@@ -60,7 +60,7 @@ def _plot_fields(panel: Axes, evaluation: dict[str, Any]) -> None:
     network, mode = evaluation["held_out"], get_mode(evaluation["mode"])
     has_bits = "bits_per_frame" in network
     key, total = ("bits_by_field", "bits_per_frame") if has_bits else ("error_by_field", "error_levels")
-    unit = name_unit_of_bits(mode.name) if has_bits else "mean absolute error, levels"
+    unit = f"bits per {name_frame(mode.name)}" if has_bits else "mean absolute error, levels"
     x_F = np.arange(mode.num_fields)
     if has_bits:
         widths = [field.bits for field in mode.fields]
