@@ -52,7 +52,9 @@ class Setting:
     @property
     def is_list(self) -> bool:
         """Whether bare words after the flag are its items."""
-        return get_origin(self.type) is tuple and (self.item in (str, Path) or get_origin(self.item) is Literal)
+        return get_origin(self.type) is tuple and (
+            self.item in (str, Path, int, float) or get_origin(self.item) is Literal
+        )
 
     @property
     def item(self) -> Any:
@@ -71,7 +73,8 @@ class Setting:
         else:
             names = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path", str: "text"}
             kind = get_origin(self.type) or self.type
-            words = {tuple: "a list", dict: "a mapping"}.get(kind) or names.get(kind, "another type")
+            numbers = {int: "a list of whole numbers", float: "a list of numbers"}.get(self.item, "a list")
+            words = {tuple: numbers, dict: "a mapping"}.get(kind) or names.get(kind, "another type")
         return words + (" or null" if self.is_optional else "")
 
 
@@ -166,7 +169,8 @@ class CommandLine:
             else:
                 self.positional_words.append(word)
         rewritten += self._rewrite_positional()
-        return rewritten + [f"--{key}={_dump_items(items)}" for key, items in self._lists.items()]
+        settings = list_settings(self.config_class)
+        return rewritten + [f"--{key}={_dump_items(items, settings[key])}" for key, items in self._lists.items()]
 
     def _rewrite_flag(self, word: str, words: list[str]) -> list[str]:
         flag, equals, value = word.partition("=")
@@ -259,7 +263,9 @@ def show_bytes(value: Any) -> Any:
     return value
 
 
-def _dump_items(items: list[str]) -> str:
+def _dump_items(items: list[str], setting: Setting | None) -> str:
+    if setting and setting.item in (int, float):
+        return f"[{', '.join(items)}]"
     return json.dumps([hide_bytes(item) for item in items])
 
 

@@ -37,6 +37,7 @@ from babble.training.config import SamplesConfig, Stage, TrainConfig
 from babble.training.wandb_run import WandbConfig
 from babble.voice import choose_training, find_start
 from jobs.experiments import append_row, read_rows
+from preprocessing.encode import list_encodings
 
 Method = Literal["scratch", "all", "ends", "upper"]
 ENTRIES_PER_SHARD = 64
@@ -91,13 +92,16 @@ def cut_training(shards: Path, out: Path, minutes: float) -> Manifest | None:
         num_frames -= len(kept[-1].frames)
         if not num_frames:
             break
-    lengths = {recording.recording: len(recording.frames) for recording in kept}
-    # Each is named after its recording.
-    again = [
-        replace(recording, frames=recording.frames[: lengths[origin]])
-        for recording in read_recordings(shards, manifest, SHIFTED)
-        if (origin := recording.recording.rpartition(" (")[0]) in lengths
-    ]
+    kept_by_name = {recording.recording: recording for recording in kept}
+    encodings = list_encodings(manifest.settings.get("shifts", 1), manifest.settings.get("speeds", (1.0,)))
+    again = []
+    for recording in read_recordings(shards, manifest, SHIFTED):
+        for encoding in encodings[1:]:
+            # Each is named after its recording.
+            origin = kept_by_name.get(recording.recording.removesuffix(f" ({encoding.name})"))
+            if origin is not None:
+                end = encoding.count_until(origin.first_frame + len(origin.frames))
+                again.append(replace(recording, frames=recording.frames[: end - recording.first_frame]))
     splits = {"train": kept, "validation": read_recordings(shards, manifest, "validation"), SHIFTED: again}
     facts = [
         fact

@@ -54,6 +54,7 @@ class Config:
         part: its part.
         init_from: initial weights.
         recipe: the config's name.
+        speeds: speeds of the recordings.
         with_prompt: include the prompt.
         top_p: nucleus sampling.
         space: what varies.
@@ -64,6 +65,7 @@ class Config:
     part: Part = field(default_factory=Part)
     init_from: str | None = None
     recipe: str = "none"
+    speeds: tuple[float, ...] = (1.0,)
     with_prompt: bool = True
     top_p: float | None = None
     space: dict[str, object] = field(default_factory=dict)
@@ -81,6 +83,13 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults(tmp_path: Path):
 def test_a_list_of_paths_follows_its_flag():
     config = read_config(Config, ["--sources", "a", "b c", "--part.size", "1"])
     assert config.sources == (Path("a"), Path("b c"))
+
+
+def test_a_list_of_numbers_follows_its_flag():
+    assert read_config(Config, ["--speeds", "0.9", "1", "--part.size", "1"]).speeds == (0.9, 1.0)
+    assert read_config(Config, ["--speeds=1.1"]).speeds == (1.1,)
+    with pytest.raises(UsageError, match=r"^--speeds fast: expected a list of numbers$"):
+        read_config(Config, ["--speeds", "fast"])
 
 
 def test_the_first_bare_word_is_the_run_and_dashes_are_underscores():

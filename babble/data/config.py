@@ -16,14 +16,14 @@ class DataConfig:
         shards: Folder of shards, written by `babble preprocess`.
         reading: windows: shuffled windows, each from a fresh recurrent state, as in 2017. streams: contiguous speech,
             the state carried from chunk to chunk (truncated back-propagation through time).
-        shifted: Whether the training also reads the recordings that were encoded again from fractions of a frame
-            earlier (`--shifts` of jobs.preprocess).
+        shifted: Whether the training also reads the recordings that were encoded again, from fractions of a frame
+            earlier and at other speeds (`--shifts` and `--speeds` of `babble preprocess`).
         window_frames: Length of a window, or of a stream's chunk; 200 frames are 8 s in mode 1300.
         hop_frames: Distance between the starts of two windows; a tenth of their length if omitted. Only for windows.
         batch_size: Windows or parallel streams per step, on each process.
         windows_per_epoch: Windows or chunks per epoch, over all processes; one pass over all of them if omitted. An
             epoch continues where the previous one stopped, so small epochs leave nothing out.
-        holding: memory: each process holds the training split, 46 MB for 16 hours. mapped: all processes of a machine
+        holding: memory: each process holds the training split: 16 hours are 46 MB, 550 MB if encoded twelve times. mapped: all processes of a machine
             share it, unpacked into a file next to the shards. shards: it is read from the shards as it is needed, for
             corpora of thousands of hours.
         verify: start: compare the hash of every shard with the manifest at each start, 0.05 s for 16 hours. never: only

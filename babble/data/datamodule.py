@@ -1,6 +1,6 @@
 """Shards -> the batches of training and validation that Lightning asks for.
 
-1. The training split is read into memory, two bytes per field: 16 hours, encoded four times, are 184 MB. Or it is a
+1. The training split is read into memory, two bytes per field: 16 hours, encoded twelve times, are 550 MB. Or it is a
    memory-mapped file next to the shards, which all processes of a machine share. Or it stays in the shards and is read
    as it is needed.
 2. Windows or streams of it are split over the ranks (plans.py, loaders.py).

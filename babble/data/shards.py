@@ -5,7 +5,7 @@ A folder of shards holds
     manifest.json        what the folder contains, from which recordings and settings; written last
     train-000000.tar     entries KEY.c2 (header and packets: unpack it and c2dec plays it) and KEY.json
     validation-000000.tar ...
-    shifted-000000.tar   the training recordings, encoded again from fractions of a frame earlier, if there are any
+    shifted-000000.tar   the training recordings, encoded again (preprocessing/encode.py), if there are any
 
 and, of interest only to a later preprocessing of the same sources, report.txt and sources.json.
 

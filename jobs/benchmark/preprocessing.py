@@ -59,7 +59,9 @@ def measure_preprocessing(config: BenchmarkConfig, folder: Path) -> list[Measure
     for turn in range(1 if hours > ONE_TURN_HOURS else config.few_turns):
         floors.append(measure_command([*FLOOR, *files]))
         jobs.append(
-            measure_command([*JOB, "--shifts", "1", "--sources", *files, "--out", str(folder / f"shards-{turn}")])
+            measure_command(
+                [*JOB, "--shifts", "1", "--speeds", "1", "--sources", *files, "--out", str(folder / f"shards-{turn}")]
+            )
         )
         rays.append(measure_command(RAY_ALONE))
     floor_cpu, job_cpu, ray_cpu = (tuple(usage.cpu_seconds for usage in usages) for usages in (floors, jobs, rays))

@@ -71,7 +71,7 @@ def _measure_preprocess(config: BenchmarkConfig, folder: Path) -> Measurement:
     files = [str(path) for path in join_speech(folder, minutes / 60)]
     jobs, rays = [], []
     for turn in range(min(config.turns, MAX_TURNS)):
-        words = [*JOB, "--shifts", "1", "--sources", *files, "--out", str(folder / f"shards-{turn}")]
+        words = [*JOB, "--shifts", "1", "--speeds", "1", "--sources", *files, "--out", str(folder / f"shards-{turn}")]
         jobs.append(measure_command(words).wall_seconds)
         rays.append(measure_command(RAY_ALONE).wall_seconds)
     return Measurement(

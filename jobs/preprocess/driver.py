@@ -38,6 +38,7 @@ from jobs.preprocess.worker import (
     decode_in_ray,
     encode_in_ray,
 )
+from preprocessing.encode import Encoding, list_encodings
 from preprocessing.inspect import frame_facts
 from preprocessing.sources import Source
 
@@ -47,7 +48,7 @@ class _Recording:
     """A recording whose tasks are running; `decoded` is set once all its chunks are with the encoders."""
 
     source: Source
-    shifts: int
+    encodings: list[Encoding]
     sha256: str = ""
     encoding: int = 0
     decoded: Decoded | None = None
@@ -110,7 +111,8 @@ class Driver:
         progress: Progress,
     ) -> None:
         self._staging, self._progress = staging, progress
-        self._mode, self._shifts, self._held_out = get_mode(config.mode), config.shifts, held_out
+        self._mode, self._held_out = get_mode(config.mode), held_out
+        self._encodings = list_encodings(config.shifts, config.speeds)
         self._decode_settings = (config.gain_db, config.chunk_seconds * self._mode.frames_per_second)
         # Typed as Any: ray.remote's overloads lack streaming and back-pressure.
         remote: Any = ray.remote
@@ -162,9 +164,10 @@ class Driver:
         staged = self._staging.list_staged(source.name)
         # A worker on another node has another working directory.
         absolute = replace(source, path=source.path.absolute())
-        scratch, shifts = self._staging.scratch.absolute(), 1 if source.name in self._held_out else self._shifts
-        stream = self._decode.remote(absolute, scratch, self._mode, shifts, *self._decode_settings, staged)
-        self._decoding[stream] = _Recording(source, shifts)
+        encodings = self._encodings[:1] if source.name in self._held_out else self._encodings
+        scratch = self._staging.scratch.absolute()
+        stream = self._decode.remote(absolute, scratch, self._mode, encodings, *self._decode_settings, staged)
+        self._decoding[stream] = _Recording(source, encodings)
 
     def _receive_message(self, stream: Any) -> None:
         recording = self._decoding[stream]
@@ -189,7 +192,7 @@ class Driver:
                 self._result.staged_seconds += staged
                 self._progress.add(staged, is_staged=True)
             case ChunkHeader() as chunk:
-                handle = self._encode.remote(next(stream), chunk.warmup_frames, self._mode, recording.shifts)
+                handle = self._encode.remote(next(stream), chunk, self._mode, recording.encodings)
                 self._encoding[handle] = (recording, chunk)
                 recording.encoding += 1
             case Packets(packets):

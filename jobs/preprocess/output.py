@@ -24,6 +24,7 @@ from babble.run_folder import RunFolder
 from jobs.preprocess.report import REPORT
 from jobs.preprocess.staging import Encoded, Staging, check_same_settings
 from preprocessing.duplicates import Duplicate, find_duplicates
+from preprocessing.encode import Encoding, list_encodings
 from preprocessing.sources import Found, Source, hash_source
 from preprocessing.split import Split, SplitSegment
 
@@ -161,15 +162,6 @@ def write_stamps(out: Path, sources: Sequence[Source]) -> None:
     write_json(out / STAMPS, {source.name: source.stamp for source in sources})
 
 
-def _name(segment: SplitSegment, shift: int) -> str:
-    return f"{segment.recording} (shift {shift})" if shift else segment.recording
-
-
-def _count_frames(segment: SplitSegment, shift: int) -> int:
-    # A frame of a shifted recording reaches into the next one, so the last one would reach into another split.
-    return segment.frames - 1 if shift else segment.frames
-
-
 def _list_left_out(duplicates: list[Duplicate], facts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the manifest's rows of recordings that were left out."""
     return [
@@ -182,6 +174,16 @@ def _list_left_out(duplicates: list[Duplicate], facts: dict[str, dict[str, Any]]
         for duplicate in duplicates
         if duplicate.is_left_out
     ]
+
+
+def _read_segment(
+    segment: SplitSegment, number: int, encoding: Encoding, sha256: str, mode: Mode, staging: Staging
+) -> Segment:
+    """Return the frames of an encoding that lie in a segment; one that reaches into another split is left out."""
+    first, last = encoding.first_from(segment.first_frame), encoding.count_until(segment.first_frame + segment.frames)
+    frames = unpack_packets(staging.read_packets(segment.recording, sha256, number), mode)
+    name = f"{segment.recording} ({encoding.name})" if encoding.name else segment.recording
+    return Segment(name, first, frames[first:last])
 
 
 def write_folder(
@@ -206,11 +208,10 @@ def write_folder(
         duplicates: result of `leave_out_duplicates`.
         staging: holds the packets of each recording.
     """
+    encodings = list_encodings(settings["shifts"], settings["speeds"])
 
-    def read(segment: SplitSegment, shift: int = 0) -> Segment:
-        packets = staging.read_packets(segment.recording, facts[segment.recording]["sha256"], shift)
-        frames = unpack_packets(packets, mode)[segment.first_frame :][: _count_frames(segment, shift)]
-        return Segment(_name(segment, shift), segment.first_frame, frames)
+    def read(segment: SplitSegment, number: int = 0) -> Segment:
+        return _read_segment(segment, number, encodings[number], facts[segment.recording]["sha256"], mode, staging)
 
     # A folder with a manifest is finished, so the manifest is removed first, together with shards of an earlier run
     # that accepted more recordings.
@@ -223,12 +224,17 @@ def write_folder(
     for split in SPLITS:
         shards += write_shards(out, split, (read(s) for s in segments if s.split == split), mode, entries)
     train = [segment for segment in segments if segment.split == "train" and segment.frames > 1]
-    again = [(segment, shift) for shift in range(1, settings["shifts"]) for segment in train]
-    shards += write_shards(out, SHIFTED, (read(*each) for each in again), mode, entries)
-    shifted = [
-        {"name": _name(*each), "split": SHIFTED, "first_frame": each[0].first_frame, "frames": _count_frames(*each)}
-        for each in again
-    ]
+    shifted: list[dict[str, Any]] = []
+
+    def read_again() -> Iterator[Segment]:
+        for number in range(1, len(encodings)):
+            for segment in train:
+                again = read(segment, number)
+                position = {"first_frame": again.first_frame, "frames": len(again.frames)}
+                shifted.append({"name": again.recording, "split": SHIFTED, **position})
+                yield again
+
+    shards += write_shards(out, SHIFTED, read_again(), mode, entries)
     recordings = []
     for segment in segments:
         about = {key: value for key, value in facts[segment.recording].items() if key != "frames"}

@@ -37,10 +37,13 @@ def describe(out: Path, manifest: Manifest, encoded: Encoded) -> list[str]:
             f"{len(recordings)} recordings, {len(shards)} shards, {size / 1e6:.1f} MB"
         )
     if manifest.shifted:
-        times = manifest.settings["shifts"] - 1
+        shifts, speeds = manifest.settings["shifts"], manifest.settings["speeds"]
+        times = shifts * len(speeds) - 1
+        how = ["from fractions of a frame earlier"] * (shifts > 1)
+        how += [f"at speeds {', '.join(f'{speed:g}' for speed in speeds)}"] * (len(speeds) > 1)
         lines.append(
             f"  {SHIFTED:<10} {manifest.split_hours(SHIFTED):7.2f} h: the training recordings, encoded {times} more "
-            f"{'times' if times > 1 else 'time'} from fractions of a frame earlier"
+            f"{'times' if times > 1 else 'time'} {' and '.join(how)}"
         )
     if not manifest.split_frames("train"):
         lines.append("  no recordings for training: these shards are for evaluation only")

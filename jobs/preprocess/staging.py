@@ -5,7 +5,7 @@
     .partial/shares/I-of-N                   marks the finished shares of a job array
     .partial/unpacked/                       the member of a zip while it is read
     .partial/NAME/SHA256/000000.packets      chunks of recording NAME (hashed), from a file with this sha256
-    .partial/NAME/SHA256/shift-1/...         the same chunks, encoded from a fraction of a frame earlier
+    .partial/NAME/SHA256/encoding-1/...      the same chunks, shifted or at another speed
     .partial/NAME/SHA256/facts.json          facts of the recording, written when its last chunk is there
 
 Every file is written to a temporary name and renamed, so a file that exists is complete.
@@ -88,10 +88,10 @@ class Staging:
         self.folder = folder
         self.scratch = scratch
 
-    def _recording(self, name: str, sha256: str = "", shift: int = 0) -> Path:
+    def _recording(self, name: str, sha256: str = "", encoding: int = 0) -> Path:
         # Names have slashes and any length.
         folder = self.folder / hashlib.sha256(name.encode()).hexdigest()[:32] / sha256
-        return folder / f"shift-{shift}" if shift else folder
+        return folder / f"encoding-{encoding}" if encoding else folder
 
     def list_staged(self, name: str) -> dict[str, Staged]:
         """Return what is staged of a recording, by the sha256 of the file that it was read from."""
@@ -103,12 +103,12 @@ class Staging:
         }
 
     def write_chunk(self, name: str, sha256: str, index: int, packets: Sequence[bytes]) -> None:
-        """Stage one chunk of a recording, `packets` once per shift."""
-        # Shift 0 last: its file says that the chunk is staged.
-        for shift in reversed(range(len(packets))):
-            folder = self._recording(name, sha256, shift)
+        """Stage one chunk of a recording, `packets` once per encoding."""
+        # Encoding 0 last: its file says that the chunk is staged.
+        for encoding in reversed(range(len(packets))):
+            folder = self._recording(name, sha256, encoding)
             folder.mkdir(parents=True, exist_ok=True)
-            write_bytes(folder / f"{index:06d}.packets", packets[shift])
+            write_bytes(folder / f"{index:06d}.packets", packets[encoding])
 
     def write_facts(self, name: str, sha256: str, facts: dict[str, Any]) -> None:
         """Stage a recording's facts, which marks it as whole."""
@@ -123,9 +123,10 @@ class Staging:
         """Return the number of bytes of packets staged for a recording."""
         return sum(path.stat().st_size for path in self._recording(name, sha256).glob("*.packets"))
 
-    def read_packets(self, name: str, sha256: str, shift: int = 0) -> bytes:
+    def read_packets(self, name: str, sha256: str, encoding: int = 0) -> bytes:
         """Return the packets of a whole recording."""
-        return b"".join(path.read_bytes() for path in sorted(self._recording(name, sha256, shift).glob("*.packets")))
+        folder = self._recording(name, sha256, encoding)
+        return b"".join(path.read_bytes() for path in sorted(folder.glob("*.packets")))
 
     def mark_share(self, index: int, shares: int) -> None:
         """Note that a share is finished."""

@@ -10,7 +10,7 @@ A recording that can't be used ends with `Failed`; a full disk, which stops the 
 import errno
 import hashlib
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ from babble.codec.codec2 import decode_packets, parse_c2, parse_c2cb
 from babble.codec.frames import Mode, pack_packets
 from jobs.preprocess.staging import Staged
 from preprocessing.audio import MIN_SECONDS, open_recording
-from preprocessing.encode import cut_chunks, encode_chunk
+from preprocessing.encode import Chunk, Encoding, cut_chunks, encode_chunk
 from preprocessing.kinds import BadRecording, sniff
 from preprocessing.sources import Source, open_source
 
@@ -47,13 +47,14 @@ class ChunkHeader:
     """
 
     index: int
+    first_frame: int
     warmup_frames: int
     frames: int
 
 
 @dataclass(frozen=True)
 class Packets:
-    """All packets of a recording that is Codec 2 already, once per shift."""
+    """All packets of a recording that is Codec 2 already, once per encoding."""
 
     packets: list[bytes]
 
@@ -90,7 +91,7 @@ def decode_recording(
     source: Source,
     scratch: Path,
     mode: Mode,
-    shifts: int,
+    encodings: Sequence[Encoding],
     gain_db: float,
     chunk_frames: int,
     staged: Mapping[str, Staged],
@@ -101,14 +102,14 @@ def decode_recording(
         source: the recording.
         scratch: folder for unpacking a zip's member.
         mode: Codec 2 mode.
-        shifts: how many times a recording is encoded.
+        encodings: how a recording is encoded.
         gain_db: gain before the pcm is rounded to int16, in dB.
         chunk_frames: frames per chunk.
         staged: what earlier runs have staged, by the sha256 of the recording's file.
     """
     try:
         with open_source(source, scratch) as path:
-            yield from _decode_file(source, path, mode, shifts, gain_db, chunk_frames, staged)
+            yield from _decode_file(source, path, mode, encodings, gain_db, chunk_frames, staged)
     except BadRecording as bad:
         yield Failed(str(bad))
     except OSError as error:
@@ -124,7 +125,7 @@ def _decode_file(
     source: Source,
     path: Path,
     mode: Mode,
-    shifts: int,
+    encodings: Sequence[Encoding],
     gain_db: float,
     chunk_frames: int,
     staged: Mapping[str, Staged],
@@ -138,7 +139,7 @@ def _decode_file(
     elif source.is_encoded:
         packets = _read_packets(path, source, mode)
         yield Opened(sha256, len(packets) // mode.packet_bytes / mode.frames_per_second)
-        yield Packets([packets, *_encode_shifted(packets, mode, shifts)])
+        yield Packets([packets, *_encode_again(packets, mode, encodings[1:])])
         yield Decoded({"kind": "Codec 2"})
     else:
         with open_recording(path, gain_db) as recording:
@@ -146,7 +147,7 @@ def _decode_file(
             for chunk in cut_chunks(recording.pcm_blocks(), mode, chunk_frames):
                 if chunk.index not in before.chunks:
                     frames = len(chunk.pcm) // mode.pcm_per_frame - chunk.warmup_frames
-                    yield ChunkHeader(chunk.index, chunk.warmup_frames, frames)
+                    yield ChunkHeader(chunk.index, chunk.first_frame, chunk.warmup_frames, frames)
                     yield chunk.pcm
             about = {"kind": recording.kind, "rate_hz": recording.rate_hz, "channels": recording.channels}
             warnings = {"warnings": recording.warnings} if recording.warnings else {}
@@ -175,14 +176,14 @@ def _read_packets(path: Path, source: Source, mode: Mode) -> bytes:
     return packets
 
 
-def _encode_shifted(packets: bytes, mode: Mode, shifts: int) -> list[bytes]:
-    """Return packets, decoded and encoded again from fractions of a frame earlier."""
-    if shifts == 1:
+def _encode_again(packets: bytes, mode: Mode, encodings: Sequence[Encoding]) -> list[bytes]:
+    """Return packets, decoded and encoded again."""
+    if not encodings:
         return []
     # In a process of its own: decoded PCM depends on what the process has decoded before.
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         pcm = fresh.submit(decode_packets, packets, mode).result()
-    return encode_chunk(pcm, 0, mode, shifts)[1:]
+    return encode_chunk(Chunk(0, 0, 0, pcm), mode, encodings)
 
 
 def decode_in_ray(*args: Any) -> Iterator[Message | np.ndarray]:
@@ -191,10 +192,10 @@ def decode_in_ray(*args: Any) -> Iterator[Message | np.ndarray]:
     yield from decode_recording(*args)
 
 
-def encode_in_ray(pcm: np.ndarray, warmup_frames: int, mode: Mode, shifts: int) -> list[bytes]:
+def encode_in_ray(pcm: np.ndarray, header: ChunkHeader, mode: Mode, encodings: Sequence[Encoding]) -> list[bytes]:
     """Run `encode_chunk` as a Ray task."""
     _ignore_ctrl_c()
-    return encode_chunk(pcm, warmup_frames, mode, shifts)
+    return encode_chunk(Chunk(header.index, header.first_frame, header.warmup_frames, pcm), mode, encodings)
 
 
 def _ignore_ctrl_c() -> None:

@@ -29,16 +29,26 @@ def test_the_first_minutes_are_kept_with_their_shifted_encodings(speech_shards: 
     assert cut_training(speech_shards, tmp_path / "long", 60) is None
 
 
+LENGTHS = {"shift 1": 749, "speed 1.2": 625, "speed 1.2, shift 1": 624}
+
+
 def test_shifted_recordings_are_cut_with_theirs(tmp_path: Path) -> None:
     sources = tuple(SPEECH / f"allison-0{n}.ogg" for n in (1, 2))
-    preprocess(PreprocessConfig(sources, tmp_path / "shards", shifts=2))
+    preprocess(PreprocessConfig(sources, tmp_path / "shards", shifts=2, speeds=(1, 1.2)))
     cut = cut_training(tmp_path / "shards", tmp_path / "cut", 0.5)
     assert cut is not None
     assert cut.split_lengths("train") == [750]
-    _, again = read_recordings(tmp_path / "cut", cut.with_shifted(), "train")
-    whole = read_recordings(tmp_path / "shards", read_manifest(tmp_path / "shards").with_shifted(), "train")
-    assert np.array_equal(again.frames, whole[2].frames[:750])
-    assert not np.array_equal(again.frames, whole[0].frames[:750])
+    first, *again = read_recordings(tmp_path / "cut", cut.with_shifted(), "train")
+    manifest = read_manifest(tmp_path / "shards").with_shifted()
+    whole = {
+        recording.recording: recording.frames for recording in read_recordings(tmp_path / "shards", manifest, "train")
+    }
+    # Of the same speech, so there are fewer frames that are 1.2 times as fast; no frame reaches beyond it.
+    frames = {f"{first.recording} ({name})": length for name, length in LENGTHS.items()}
+    assert {recording.recording: len(recording.frames) for recording in again} == frames
+    for recording in again:
+        assert np.array_equal(recording.frames, whole[recording.recording][: len(recording.frames)])
+        assert not np.array_equal(recording.frames, first.frames[: len(recording.frames)])
 
 
 @pytest.mark.slow

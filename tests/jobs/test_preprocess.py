@@ -68,7 +68,9 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(sources: Path | list[Path], out: Path, **changes: Any) -> PreprocessConfig:
     listed = tuple(sources) if isinstance(sources, list) else (sources,)
-    return PreprocessConfig(**{"sources": listed, "out": out, "shifts": 2, "chunk_seconds": 2, "workers": 2} | changes)
+    return PreprocessConfig(
+        **{"sources": listed, "out": out, "shifts": 2, "speeds": (1, 1.04), "chunk_seconds": 2, "workers": 2} | changes
+    )
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
@@ -89,7 +91,7 @@ def start_command(*words: object, **environment: str) -> subprocess.Popen[str]:
     # This process's Ray has set variables for itself.
     others = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.preprocess", "--shifts", "2", *map(str, words)],
+        [sys.executable, "-m", "jobs.preprocess", "--shifts", "2", "--speeds", "1", "1.04", *map(str, words)],
         cwd=ROOT,
         env=others | environment,
         stdout=subprocess.PIPE,
@@ -154,22 +156,23 @@ def test_shards_hold_the_frames_of_one_plain_loop(book: Path, tmp_path: Path) ->
     assert not (out / STAGING).exists()
 
 
-def test_training_recordings_are_encoded_again_from_fractions_of_a_frame_later(book: Path, tmp_path: Path) -> None:
+def test_training_recordings_are_encoded_again_shifted_and_at_another_speed(book: Path, tmp_path: Path) -> None:
     # Chapter 9, which is Codec 2 already, is for training too.
     split = SplitConfig(validation=("chapter-8",), test=("chapter-7",))
     outs = [tmp_path / "one", tmp_path / "other"]
     for out in outs:
-        preprocess(config(book, out, split=split, shifts=3))
+        preprocess(config(book, out, split=split, shifts=3, speeds=(0.9, 1)))
     assert hash_folder(outs[0]) == hash_folder(outs[1])
     plain = tmp_path / "plain"
-    preprocess(config(book, plain, split=split, shifts=1))
+    preprocess(config(book, plain, split=split, shifts=1, speeds=(1,)))
     manifest, training = read_manifest(outs[0]), read_manifest(outs[0]).with_shifted()
     assert manifest.recordings == read_manifest(plain).recordings
     for name in ("train-000000.tar", "validation-000000.tar", "test-000000.tar"):
         assert hash_folder(outs[0])[name] == hash_folder(plain)[name]
 
     train = [r["name"] for r in manifest.recordings if r["split"] == "train"]
-    again = [f"{name} (shift {shift})" for shift in (1, 2) for name in train]
+    encodings = ("shift 1", "shift 2", "speed 0.9", "speed 0.9, shift 1", "speed 0.9, shift 2")
+    again = [f"{name} ({encoding})" for encoding in encodings for name in train]
     recordings = {r.recording: r for r in read_recordings(outs[0], training, "train")}
     assert list(recordings) == [r["name"] for r in training.of_split("train")] == train + again
     frames = recordings["book/chapter-1"].frames
@@ -178,21 +181,30 @@ def test_training_recordings_are_encoded_again_from_fractions_of_a_frame_later(b
     for shift, later in ((1, 320 - 106), (2, 320 - 213)):
         expected = unpack_packets(encode_pcm(pcm[later:], M1300), M1300)
         np.testing.assert_array_equal(recordings[f"book/chapter-1 (shift {shift})"].frames, expected)
+    for name in ("chapter-1", "chapter-9"):
+        slow = recordings[f"book/{name} (speed 0.9)"].frames
+        assert len(slow) == int(len(recordings[f"book/{name}"].frames) / 0.9)
     # A report of hours counts each second of speech once.
-    assert "shifted" in (outs[0] / "report.txt").read_text()
+    assert (
+        "5 more times from fractions of a frame earlier and at speeds 0.9, 1\n" in (outs[0] / "report.txt").read_text()
+    )
     assert manifest.split_hours("train") == read_manifest(plain).split_hours("train")
     assert check_folder(outs[0], manifest).problems == []
 
 
 def test_a_shifted_recording_does_not_reach_into_the_held_out_end(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", read_speech(1, 20), 8000)
-    preprocess(config(tmp_path / "a.wav", tmp_path / "shards", shifts=4))
+    preprocess(config(tmp_path / "a.wav", tmp_path / "shards", shifts=4, speeds=(1, 0.8)))
     manifest = read_manifest(tmp_path / "shards")
     train, *held_out = manifest.recordings
     assert (train["split"], train["first_frame"]) == ("train", 0)
     assert [recording["split"] for recording in held_out] == ["validation", "test"]
     # Frame i of a shifted recording is speech of frames i and i + 1.
-    assert [(again["first_frame"], again["frames"]) for again in manifest.shifted] == [(0, train["frames"] - 1)] * 3
+    spans = [(again["first_frame"], again["frames"]) for again in manifest.shifted]
+    assert spans[:3] == [(0, train["frames"] - 1)] * 3
+    # Frame i at speed 0.8 is speech of frames 0.8 * i to 0.8 * (i + 1), shifted by a quarter to three quarters of that.
+    longer = train["frames"] / 0.8
+    assert spans[3:] == [(0, int(longer))] + [(0, int(longer - later)) for later in (0.75, 0.5, 0.25)]
 
 
 def test_the_manifest_describes_each_recording(book: Path, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """Encoding in chunks, compared with encoding the whole recording."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import soxr
 from paths import SPEECH
 
 from babble.codec.codec2 import encode_pcm
-from babble.codec.frames import MODES, Mode, get_mode, unpack_packets
+from babble.codec.frames import MODES, Mode, get_mode, pitch_hz, unpack_packets
 from preprocessing.audio import open_recording
-from preprocessing.encode import cut_chunks, encode_chunk, encode_recording
+from preprocessing.encode import Chunk, cut_chunks, encode_chunk, encode_recording, list_encodings
 
 RECORDING = SPEECH / "allison-01.ogg"
 LOCAL = [mode for mode in MODES.values() if mode.is_encoding_local]
@@ -66,7 +69,7 @@ def test_chunks_cover_every_whole_frame_once(mode: Mode, speech: np.ndarray) -> 
     step = mode.pcm_per_frame
     position = 0
     for number, chunk in enumerate(cut_chunks(split_blocks(speech, 5000), mode, 100)):
-        assert chunk.index == number
+        assert (chunk.index, chunk.first_frame) == (number, 100 * number)
         assert chunk.warmup_frames == min(mode.warmup_frames, 100 * number)
         new = chunk.pcm[chunk.warmup_frames * step :]
         assert len(new) in (100 * step, len(speech) // step % 100 * step)
@@ -97,17 +100,59 @@ def test_a_read_only_chunk_as_ray_returns_it_is_encoded(speech: np.ndarray) -> N
     mode = get_mode("1300")
     pcm = speech[: 320 * 50].copy()
     pcm.flags.writeable = False
-    assert encode_chunk(pcm, 8, mode) == [encode_pcm(pcm, mode)[8 * 7 :]]
+    assert encode_chunk(Chunk(1, 50, 8, pcm), mode) == [encode_pcm(pcm, mode)[8 * 7 :]]
 
 
 @pytest.mark.parametrize("shifts", [2, 4])
 @pytest.mark.parametrize("mode", LOCAL, ids=lambda mode: mode.name)
 def test_shifted_chunks_give_the_packets_of_later_speech(mode: Mode, shifts: int, speech: np.ndarray) -> None:
     chunks = list(cut_chunks([speech], mode, 7 * mode.frames_per_second))
-    encoded = [encode_chunk(chunk.pcm, chunk.warmup_frames, mode, shifts) for chunk in chunks]
+    encoded = [encode_chunk(chunk, mode, list_encodings(shifts, (1,))) for chunk in chunks]
     whole = speech[: len(speech) // mode.pcm_per_frame * mode.pcm_per_frame]
     for k in range(shifts):
         later = mode.pcm_per_frame * (shifts - k) // shifts if k else 0
         assert b"".join(packets[k] for packets in encoded) == encode_pcm(whole[later:], mode)
     frames = [unpack_packets(b"".join(packets[k] for packets in encoded), mode) for k in range(shifts)]
     assert (frames[0][1:] != frames[1]).mean() > 0.2
+
+
+@pytest.mark.parametrize("mode", LOCAL, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("speed", [0.96, 1.04, 1.25])
+def test_chunks_at_another_speed_give_the_frames_of_the_resampled_recording(
+    mode: Mode, speed: float, speech: np.ndarray
+) -> None:
+    encodings = list_encodings(2, (speed,))
+    chunks = list(cut_chunks([speech], mode, 7 * mode.frames_per_second))
+    encoded = [encode_chunk(chunk, mode, encodings) for chunk in chunks]
+    played = soxr.resample(speech[: len(speech) // mode.pcm_per_frame * mode.pcm_per_frame], speed, 1.0)
+    for k, later in ((2, 0), (3, mode.pcm_per_frame // 2)):
+        frames = unpack_packets(b"".join(packets[k] for packets in encoded), mode)
+        expected = unpack_packets(encode_pcm(played[later:], mode), mode)
+        assert abs(len(frames) - len(expected)) <= 1
+        # Each chunk is resampled alone, from the nearest sample.
+        same = frames[: len(expected)] == expected[: len(frames)]
+        assert same.mean() > 0.9
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1])
+def test_speed_changes_pitch_and_length(speed: float, speech: np.ndarray) -> None:
+    mode = get_mode("1300")
+    (chunk,) = cut_chunks([speech], mode, 10_000)
+    frames, played = (unpack_packets(each, mode) for each in encode_chunk(chunk, mode, list_encodings(1, (speed,))))
+    assert len(played) == int(len(frames) / speed)
+    pitches = [np.median(pitch_hz(each, mode)[each[:, :4].all(axis=1)]) for each in (frames, played)]
+    assert pitches[1] / pitches[0] == pytest.approx(speed, rel=0.03)
+
+
+def test_the_frames_of_each_encoding_within_a_span() -> None:
+    plain, shifted, fast, fast_shifted = list_encodings(2, (1.25,))
+    assert [encoding.name for encoding in (plain, shifted, fast, fast_shifted)] == [
+        "",
+        "shift 1",
+        "speed 1.25",
+        "speed 1.25, shift 1",
+    ]
+    assert (shifted.offset, fast_shifted.offset) == (Fraction(1, 2), Fraction(5, 8))
+    # Frames 10 to 19: all ten; nine between them; 8 x 1.25 = 10 to 16 x 1.25 = 20; 8 x 1.25 + 0.625 to 19.375.
+    spans = [(each.first_from(10), each.count_until(20)) for each in (plain, shifted, fast, fast_shifted)]
+    assert spans == [(10, 20), (10, 19), (8, 16), (8, 15)]

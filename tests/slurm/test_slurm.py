@@ -213,7 +213,7 @@ def test_preprocessing_resumes_on_another_node_when_one_fails(slurm: Slurm) -> N
         pcm = np.concatenate([clip for clip in clips for _ in range(repeats)])
         soundfile.write(book / f"part-{repeats:02d}.flac", pcm, rate_hz)
     # Twelve hours, which are encoded twice.
-    words = ("--shifts", "1", "--sources", book, "--out")
+    words = ("--shifts", "1", "--speeds", "1", "--sources", book, "--out")
     command = [sys.executable, "-m", "jobs.preprocess", *map(str, words), str(slurm.folder / "one")]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
 
