@@ -23,9 +23,9 @@ class DataConfig:
         batch_size: Windows or parallel streams per step, on each process.
         windows_per_epoch: Windows or chunks per epoch, over all processes; one pass over all of them if omitted. An
             epoch continues where the previous one stopped, so small epochs leave nothing out.
-        holding: memory: each process holds the training split: 16 hours are 46 MB, 550 MB if encoded twelve times. mapped: all processes of a machine
-            share it, unpacked into a file next to the shards. shards: it is read from the shards as it is needed, for
-            corpora of thousands of hours.
+        holding: memory: each process holds the training split, 46 MB for 16 hours, 550 MB if they are encoded twelve
+            times. mapped: all processes of a machine share it, unpacked into a file next to the shards. shards: it is
+            read from the shards as it is needed, for corpora of thousands of hours.
         verify: start: compare the hash of every shard with the manifest at each start, 0.05 s for 16 hours. never: only
             its size, for corpora of thousands of hours.
         shuffle_shards: Number of shards whose windows are shuffled together, 8 if omitted; for windows from shards.

@@ -19,7 +19,7 @@ from preprocessing.kinds import FRAME_KINDS
 from preprocessing.sources import Found
 
 REPORT = "report.txt"
-# Below this many hours for training, configs/demo.yaml, which reads all of it 8 times, is quick enough on a laptop.
+# Below this many hours for training, configs/demo.yaml, which reads all of it 5 times, is quick enough on a laptop.
 DEMO_HOURS = 2.0
 # Source: the times in the headers of the configs; configs/demo.yaml takes 3 minutes for 0.32 hours.
 GPU_TIME, CPU_TIME, DEMO_MINUTES_PER_HOUR = "about five minutes on one large GPU", "about one hour on two CPU cores", 10
