@@ -70,6 +70,8 @@ def list_encodings(shifts: int, speeds: Sequence[float]) -> list[Encoding]:
         shifts: encodings per speed. Encoding k of n starts k/n of a frame earlier than encoding 0, as frame i starts
             (1 - k/n) of a frame after frame i of encoding 0: nothing comes before the beginning of a recording.
         speeds: 1 is that of the recording.
+
+    Source of the speeds: Ko, Peddinti, Povey and Khudanpur 2015, "Audio augmentation for speech recognition".
     """
     encodings = []
     for speed in (1.0, *(speed for speed in speeds if speed != 1)):
