@@ -78,12 +78,12 @@ class VoiceConfig:
 
 
 def find_start(init_from: Path | None) -> Path:
-    """Return the checkpoint that a voice starts from: the named one, or the bundled network before it received tokens.
+    """Return the checkpoint that a voice starts from: the named one, or the bundled network without tokens.
 
     Raises:
         FileNotFoundError, ValueError: as `locate_checkpoint`.
     """
-    # Continued without the tokens that it was trained with, the bundled voice ends up to 0.24 bits worse.
+    # Continued without the tokens that it was trained with, the network that generates ends up to 0.24 bits worse.
     return locate_checkpoint(init_from)[1] if init_from else locate_checkpoint(PRETRAINED, "stage-1")[1]
 
 

@@ -77,11 +77,12 @@ def test_a_voice_is_continued_where_the_bundled_one_has_another_place() -> None:
     assert _continue(replace(same, init_from=init), found, init).init_from == init
 
 
-def test_without_a_named_run_a_voice_starts_from_the_bundled_network_before_tokens() -> None:
-    before = build_model(load_checkpoint(find_start(None))).config
-    bundled = build_model(load_checkpoint(locate_checkpoint(PRETRAINED)[1])).config
-    assert before.tokens == 0
-    assert before == replace(bundled, tokens=0)
+def test_without_a_named_run_a_voice_starts_from_the_bundled_network_without_tokens() -> None:
+    start, bundled = (
+        build_model(load_checkpoint(path)) for path in (find_start(None), locate_checkpoint(PRETRAINED)[1])
+    )
+    assert (start.config.tokens, bundled.config.tokens) == (0, 500)
+    assert start.mode == bundled.mode
 
 
 def test_the_amount_of_speech_decides_how_long_it_is_trained() -> None:

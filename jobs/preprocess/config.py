@@ -73,6 +73,8 @@ class PreprocessConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least {least}.")
+        # 1 and 1.0 must not make different manifests.
+        object.__setattr__(self, "speeds", tuple(map(float, self.speeds)))
         is_valid = all(0.8 <= speed <= 1.25 for speed in self.speeds) and len(set(self.speeds)) == len(self.speeds)
         if not is_valid or 1 not in self.speeds:
             listed = " ".join(f"{speed:g}" for speed in self.speeds)

@@ -18,6 +18,7 @@ from jobs.preprocess import report, worker
 from jobs.preprocess.config import COMMAND, PreprocessConfig
 from jobs.preprocess.job import preprocess
 from jobs.preprocess.worker import ChunkHeader, Decoded, DiskFull, Failed, Opened, decode_recording
+from preprocessing.encode import list_encodings
 from preprocessing.sources import Source
 
 M1300 = get_mode("1300")
@@ -148,21 +149,21 @@ def test_the_next_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_decoder_yields_the_chunks_that_are_not_staged(tmp_path: Path) -> None:
-    messages = list(decode_recording(SOURCE, tmp_path, M1300, 1, 0.0, 2000, {}))
+    messages = list(decode_recording(SOURCE, tmp_path, M1300, list_encodings(1, (1.0,)), 0.0, 2000, {}))
     opened, *chunks, decoded = messages
     assert isinstance(opened, Opened)
     assert opened.seconds == pytest.approx(191.83, abs=0.01)
-    assert chunks[::2] == [ChunkHeader(0, 0, 2000), ChunkHeader(1, 8, 2000), ChunkHeader(2, 8, 795)]
+    assert chunks[::2] == [ChunkHeader(0, 0, 0, 2000), ChunkHeader(1, 2000, 8, 2000), ChunkHeader(2, 4000, 8, 795)]
     assert [len(pcm) for pcm in chunks[1::2]] == [2000 * 320, 2008 * 320, 803 * 320]
     assert isinstance(decoded, Decoded)
     assert decoded.facts is not None
     assert decoded.facts["seconds"] == 191.828625
 
     staged = {opened.sha256: worker.Staged(frozenset({0, 2}))}
-    again = list(decode_recording(SOURCE, tmp_path, M1300, 1, 0.0, 2000, staged))
-    assert [message for message in again if isinstance(message, ChunkHeader)] == [ChunkHeader(1, 8, 2000)]
+    again = list(decode_recording(SOURCE, tmp_path, M1300, list_encodings(1, (1.0,)), 0.0, 2000, staged))
+    assert [message for message in again if isinstance(message, ChunkHeader)] == [ChunkHeader(1, 2000, 8, 2000)]
     whole = {opened.sha256: worker.Staged(frozenset({0, 1, 2}), is_whole=True)}
-    assert list(decode_recording(SOURCE, tmp_path, M1300, 1, 0.0, 2000, whole)) == [
+    assert list(decode_recording(SOURCE, tmp_path, M1300, list_encodings(1, (1.0,)), 0.0, 2000, whole)) == [
         Opened(opened.sha256, None),
         Decoded(None),
     ]
