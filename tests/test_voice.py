@@ -78,10 +78,9 @@ def test_a_voice_is_continued_where_the_bundled_one_has_another_place() -> None:
 
 
 def test_without_a_named_run_a_voice_starts_from_the_bundled_network_without_tokens() -> None:
-    start, bundled = (
-        build_model(load_checkpoint(path)) for path in (find_start(None), locate_checkpoint(PRETRAINED)[1])
-    )
-    assert (start.config.tokens, bundled.config.tokens) == (0, 500)
+    start = build_model(load_checkpoint(find_start(None)))
+    bundled = build_model(load_checkpoint(locate_checkpoint(PRETRAINED)[1]))
+    assert start.config.tokens == 0 < bundled.config.tokens
     assert start.mode == bundled.mode
 
 
