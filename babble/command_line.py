@@ -265,7 +265,8 @@ def show_bytes(value: Any) -> Any:
 
 def _dump_items(items: list[str], setting: Setting | None) -> str:
     if setting and setting.item in (int, float):
-        return f"[{', '.join(items)}]"
+        listed = ", ".join(items)
+        return listed if listed.startswith("[") else f"[{listed}]"
     return json.dumps([hide_bytes(item) for item in items])
 
 

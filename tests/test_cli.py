@@ -88,6 +88,7 @@ def test_a_list_of_paths_follows_its_flag():
 def test_a_list_of_numbers_follows_its_flag():
     assert read_config(Config, ["--speeds", "0.9", "1", "--part.size", "1"]).speeds == (0.9, 1.0)
     assert read_config(Config, ["--speeds=1.1"]).speeds == (1.1,)
+    assert read_config(Config, ["--speeds", "[0.9, 1]"]).speeds == (0.9, 1.0)
     with pytest.raises(UsageError, match=r"^--speeds fast: expected a list of numbers$"):
         read_config(Config, ["--speeds", "fast"])
 
