@@ -47,7 +47,7 @@ class Encoding:
     Attributes:
         speed: how much faster than the recording it is played, which raises the pitch by the same factor.
         offset: where its first frame begins, in frames of the recording.
-        name: what tells it apart from the others, empty for the recording as it is.
+        name: how it differs from the recording as it is, e.g. "speed 0.96, shift 1"; empty if it does not.
     """
 
     speed: Fraction = Fraction(1)
